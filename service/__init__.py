@@ -1,0 +1,1 @@
+"""The generation service: API, jobs, engine and storage."""

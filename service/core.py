@@ -1,0 +1,134 @@
+"""The nouns of the service: what is asked for, the job that does it, the model that can. Imports no sibling."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+
+from observability.events import Priority, Reason, Source, Stage, WorkClass
+
+
+class JobState(StrEnum):
+    """The life of a job. It changes in one place, `service.jobs.service.JobService`."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+
+
+class ImageFormat(StrEnum):
+    """File formats of finished pictures."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        """The format's media type, such as `image/png`."""
+        return f"image/{self.value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """What to generate, complete: every default is filled in and the seed is drawn.
+
+    Picture n (from 0) of `num_images` is generated with `seed + n`. Sizes are in pixels.
+    """
+
+    prompt: str
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    seed: int
+    num_images: int
+    scheduler: str
+    output_format: ImageFormat
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps of all pictures together."""
+        return self.num_inference_steps * self.num_images
+
+    @property
+    def work_class(self) -> WorkClass:
+        """The metrics' class of work of one picture."""
+        return WorkClass.of(self.width * self.height, self.num_inference_steps)
+
+    def prompt_key(self, revision: str) -> str:
+        """Hash of everything but the seed, for the model `revision`."""
+        return _digest({**asdict(self), "seed": None, "revision": revision})
+
+    def cache_key(self, revision: str) -> str:
+        """Hash of everything that decides the pictures' bytes, for the model `revision`."""
+        return _digest({**asdict(self), "revision": revision})
+
+
+def _digest(canonical: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The record of one accepted request.
+
+    `created_at`, `expires_at`, `started_at` and `finished_at` are Unix times, since a job outlives its process;
+    `blob` names the folder of its pictures in the image store; `timings` are seconds by stage.
+    """
+
+    id: str
+    params: Params
+    created_at: float
+    expires_at: float
+    state: JobState = JobState.PENDING
+    priority: Priority = Priority.NORMAL
+    source: Source = Source.USER
+    cache_key: str | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    reason: Reason = Reason.NONE
+    detail: str | None = None
+    blob: str | None = None
+    cached: bool = False
+    prompt_truncated: bool = False
+    timings: Mapping[Stage, float] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has reached a terminal state."""
+        return self.state in TERMINAL_STATES
+
+    def but(self, **changes: object) -> "Job":
+        """A copy with `changes`."""
+        return replace(self, **changes)  # type: ignore[arg-type]  # field types are checked where they are passed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What the loaded model is and what it can be asked for. Sizes are in pixels."""
+
+    name: str
+    revision: str
+    pipeline: str
+    device: str
+    dtype: str
+    default_width: int
+    default_height: int
+    min_size: int
+    max_size: int
+    size_multiple: int
+    schedulers: tuple[str, ...]
+    default_scheduler: str
+    default_steps: int
+    default_guidance_scale: float
+    max_prompt_tokens: int | None
+    supports_negative_prompt: bool

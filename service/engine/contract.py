@@ -1,0 +1,174 @@
+"""What passes between the service and its engine, and what the engine asks of a model.
+
+Commands go in, messages come out, both as frozen values that can be pickled; nothing else is shared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from observability.events import Event, Priority, Reason, Stage
+from service.core import ModelInfo, Params
+
+Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Generate `params` under `task_id`. Sent again for a waiting task, it raises the task's priority.
+
+    `accepted_at` is a Unix time; it orders tasks of the same priority, also after a restart.
+    """
+
+    task_id: str
+    params: Params
+    priority: Priority
+    accepted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget the task: a waiting one never starts, a running one leaves at the next step. No reply.
+
+    `reason` labels the steps that are wasted by it.
+    """
+
+    task_id: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what runs and start nothing more."""
+
+
+Command = Submit | Cancel | Drain
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and has made one picture."""
+
+    info: ModelInfo
+    load_seconds: float
+    warmup_seconds: float
+    step_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; the engine process ends."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The tasks' first pictures entered a batch."""
+
+    task_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One denoising step is done: for each task in the batch, steps done over all its pictures."""
+
+    steps_done: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All pictures of a task, in order, and the seconds that each stage of its batches took."""
+
+    task_id: str
+    pictures: tuple[Pixels, ...]
+    timings: Mapping[Stage, float]
+    prompt_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """The task raised even when it ran alone."""
+
+    task_id: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The loop is alive; sent at least once a second while idle, and at every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event for the observer."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The engine process ended without being asked to; made by the parent, never sent by the engine."""
+
+    exit_code: int | None
+
+
+Message = Ready | LoadFailed | Started | Stepped | Finished | TaskFailed | Beat | Happened | Lost
+
+
+class Engine(Protocol):
+    """The service's end of an engine."""
+
+    def start(self, on_message: Callable[[Message], None]) -> None:
+        """Start the engine; `on_message` is called from a thread of the engine's own."""
+
+    def send(self, command: Command) -> None:
+        """Hand over a command; never blocks for long, and is a no-op once the engine is lost."""
+
+    def stop(self) -> None:
+        """End the engine, whatever it is doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a task: what one slot of a batch holds."""
+
+    task_id: str
+    index: int
+    params: Params
+
+    @property
+    def seed(self) -> int:
+        """The seed of this picture."""
+        return self.params.seed + self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one run of a model gave: a picture for each asked one, in order, and the batch's stage seconds."""
+
+    pixels: tuple[Pixels, ...]
+    truncated: tuple[bool, ...]
+    timings: Mapping[Stage, float]
+
+
+class Aborted(Exception):
+    """Raised through a model's `generate` by its `on_step`: nobody waits for this batch any more."""
+
+
+class Model(Protocol):
+    """A loaded model. Pictures of one call share size, steps, guidance and scheduler."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is and what it can do."""
+
+    def generate(self, pictures: Sequence[Picture], on_step: Callable[[], None]) -> Batch:
+        """Make all `pictures` in one batch, calling `on_step` after each denoising step.
+
+        An exception of `on_step` ends the batch and is passed on.
+        """

@@ -1,0 +1,76 @@
+"""The service's end of the engine process."""
+
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from service.engine import worker
+from service.engine.contract import Command, LoadFailed, Lost, Message
+from service.settings import EngineSettings
+
+log = logging.getLogger("safelight.engine")
+
+
+class ProcessEngine:
+    """An engine in a spawned process; `start` after a `Lost` message starts a new one.
+
+    In a process of its own the engine's Python never waits for the API's, and a crash of the device's driver
+    does not take the API down.
+    """
+
+    def __init__(self, settings: EngineSettings, slots: int) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._context = multiprocessing.get_context("spawn")
+        self._connection: Connection[Command, Message] | None = None
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._stopping = False
+
+    def start(self, on_message: Callable[[Message], None]) -> None:
+        """Start the process and the thread that reads from it."""
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=worker.main, args=(theirs, self._settings, self._slots), name="safelight-engine", daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._connection, self._process = ours, process
+        threading.Thread(
+            target=self._read, args=(ours, process, on_message), name="safelight-engine-reader", daemon=True
+        ).start()
+
+    def _read(
+        self,
+        connection: "Connection[Command, Message]",
+        process: multiprocessing.process.BaseProcess,
+        on_message: Callable[[Message], None],
+    ) -> None:
+        load_failed = False
+        try:
+            while True:
+                message = connection.recv()
+                load_failed |= isinstance(message, LoadFailed)
+                on_message(message)
+        except (EOFError, OSError):
+            process.join(timeout=10)
+            if not self._stopping and not load_failed:
+                on_message(Lost(process.exitcode))
+
+    def send(self, command: Command) -> None:
+        """Hand over a command; it is dropped when the process is gone, which `Lost` has told or will tell."""
+        try:
+            if self._connection is not None:
+                self._connection.send(command)
+        except OSError:
+            log.debug("the engine is gone; dropped %s", type(command).__name__)
+
+    def stop(self) -> None:
+        """Kill the process: whatever runs is recorded as unfinished and runs again at the next start."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(timeout=10)
+        if self._connection is not None:
+            self._connection.close()

@@ -1,0 +1,116 @@
+"""Every setting of the service, read once from `SAFELIGHT_*` variables and the command line."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import StartupError
+
+PREFIX = "SAFELIGHT_"
+
+SchedulerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm"]
+SCHEDULER_NAMES: tuple[SchedulerName, ...] = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm")
+
+
+def _port(value: int) -> int:
+    if not 0 <= value <= 65535:
+        raise ValueError("must be from 0 to 65535")
+    return value
+
+
+class EngineSettings(BaseSettings):
+    """What the engine process needs to know. Sent to it whole when it starts."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    model: str = Field(
+        "models/tiny",
+        description="Folder or hub id of a diffusers text-to-image pipeline; `fake:` for a stand-in without weights.",
+    )
+    batching: Literal["window", "sequential"] = Field(
+        "window", description="How requests share batches: window (micro-batching) or sequential (one picture a time)."
+    )
+    max_batch: int = Field(8, ge=1, le=256, description="Pictures in one batch at most.")
+    batch_window_ms: float = Field(
+        500.0, ge=0, le=60_000, description="Longest wait of a picture for batch-mates, in milliseconds."
+    )
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Number format of weights and latents; auto is float16 on CUDA and MPS, float32 on the CPU."
+    )
+    channels_last: bool = Field(False, description="Keep convolution weights in channels-last memory order.")
+    attention_slicing: bool = Field(False, description="Compute attention in slices: less memory, slower.")
+    attention_backend: str | None = Field(
+        None, description="Attention backend by diffusers' name, such as native, flash or xformers; unset: its default."
+    )
+    cudnn_benchmark: bool = Field(True, description="Let cuDNN time its algorithms and keep the fastest (CUDA only).")
+    torch_threads: int | None = Field(
+        None, ge=1, description="CPU threads of PyTorch; unset: 1 on CUDA, all cores on the CPU."
+    )
+    scheduler: SchedulerName | None = Field(
+        None, description="Default scheduler of requests that name none; unset: the model's own."
+    )
+    min_size: int | None = Field(None, ge=8, description="Smallest width and height; unset: half the model's own.")
+    max_size: int | None = Field(None, ge=8, description="Largest width and height; unset: 1.5 times the model's own.")
+
+
+class Settings(EngineSettings):
+    """All settings. A bad value stops start-up and names the variable."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: Annotated[int, AfterValidator(_port)] = Field(8000, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(Path("data"), description="Folder for all that the service keeps.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of jobs and cache; unset: a SQLite file in the data folder."
+    )
+    storage_url: str | None = Field(
+        None, description="fsspec URL of finished pictures; unset: the folder `images` in the data folder."
+    )
+    queue_limit: int = Field(100, ge=1, description="Waiting jobs at most; one more is answered 429.")
+    retention_seconds: float = Field(86_400.0, gt=0, description="How long finished jobs and their pictures are kept.")
+    cache_variants: int = Field(
+        0, ge=0, le=1000, description="Requests without a seed may get one of this many earlier answers; 0: never."
+    )
+    cache_ttl_seconds: float = Field(86_400.0, gt=0, description="How long a cached answer may be used.")
+    cache_max_bytes: int = Field(1 << 30, ge=0, description="Bytes of pictures the cache holds; 0 turns it off.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time that running work gets to finish after SIGTERM.")
+    heartbeat_timeout_seconds: float = Field(
+        60.0, gt=0, description="Silence of the engine after which `/health/live` fails; more than one step takes."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL with its default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'safelight.db'}"
+
+    @property
+    def resolved_storage_url(self) -> str:
+        """The storage URL with its default filled in."""
+        return self.storage_url or str(self.data_dir.resolve() / "images")
+
+    @property
+    def slots(self) -> int:
+        """Pictures in one batch at most, given the batching mode."""
+        return 1 if self.batching == "sequential" else self.max_batch
+
+    def for_engine(self) -> EngineSettings:
+        """The part that the engine process gets."""
+        return EngineSettings(**self.model_dump(include=set(EngineSettings.model_fields)))
+
+
+def load(**given: Any) -> Settings:
+    """Settings from `given` values (the command line), then the environment, then the defaults.
+
+    Raises `StartupError` with one line that names the first bad variable.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise StartupError(
+            f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {first['msg']}, got {first['input']!r}"
+        ) from error

@@ -1,0 +1,49 @@
+# Every target sets up what it needs; PYTHON=python3.12 chooses the interpreter, TORCH=cpu takes PyTorch's CPU build.
+PORT ?= 8000
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PYTHON TORCH
+
+# Folders with Python code; mypy reads those that are strict.
+CODE := $(wildcard service observability models benchmarks tests)
+TYPED := $(wildcard service observability)
+# What the tests start: program:Debian package.
+TEST_PROGRAMS :=
+
+.PHONY: help run test lint format bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: $(READY) ## serve on 127.0.0.1; PORT=8000, ARGS="more arguments"
+	@$(BIN)/safelight serve --host 127.0.0.1 --port $(PORT) $(ARGS)
+
+test: lint ## check style and types, run every test; ARGS="pytest arguments"
+	@tools/setup programs $(TEST_PROGRAMS)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## check style and types only
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(TYPED)
+
+format: $(READY) ## fix style where a tool can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(READY) ## compare the batching modes; ARGS="more arguments"
+	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+lock: ## write requirements.lock anew with the newest versions; give TORCH=cpu where pip takes CUDA's by default
+	tools/setup lock build/lock
+
+clean: ## remove the virtual environment and caches; data/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml tools/setup
+	@tools/setup venv $(VENV)
+	@touch $@

@@ -82,11 +82,13 @@ class Job:
     """The record of one accepted request.
 
     `created_at`, `expires_at`, `started_at` and `finished_at` are Unix times, since a job outlives its process;
-    `blob` names the folder of its pictures in the image store; `timings` are seconds by stage.
+    `blob` names the folder of its pictures in the image store; `timings` are seconds by stage; `revision` is the
+    model's. A job without `cache_key` shares nothing with others.
     """
 
     id: str
     params: Params
+    revision: str
     created_at: float
     expires_at: float
     state: JobState = JobState.PENDING

@@ -20,13 +20,15 @@ Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 class Submit:
     """Generate `params` under `task_id`. Sent again for a waiting task, it raises the task's priority.
 
-    `accepted_at` is a Unix time; it orders tasks of the same priority, also after a restart.
+    `accepted_at` is a Unix time; it orders tasks of the same priority, also after a restart. A task that was
+    in a batch that took the engine down runs `alone`.
     """
 
     task_id: str
     params: Params
     priority: Priority
     accepted_at: float
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,18 @@ class Happened:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """After `Drain`: what ran is finished, and every message about it was sent before this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The engine process ended without being asked to; made by the parent, never sent by the engine."""
 
     exit_code: int | None
 
 
-Message = Ready | LoadFailed | Started | Stepped | Finished | TaskFailed | Beat | Happened | Lost
+Message = Ready | LoadFailed | Started | Stepped | Finished | TaskFailed | Beat | Happened | Drained | Lost
 
 
 class Engine(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from observability.events import Stage
 from service.core import ModelInfo
 from service.engine.contract import Batch, Picture, Pixels
+from service.engine.loading import revision
 from service.settings import SCHEDULER_NAMES, EngineSettings
 
 SCHEME = "fake:"
@@ -34,7 +35,7 @@ class FakeModel:
         size = int(options.get("size", 64))
         self.info = ModelInfo(
             name="fake",
-            revision=hashlib.sha256(settings.model.encode()).hexdigest()[:16],
+            revision=revision(settings.model),
             pipeline="FakeModel",
             device="cpu",
             dtype="uint8",

@@ -1,11 +1,19 @@
 """Checks of a model folder that need no torch, so that a bad one stops the service at once."""
 
+import hashlib
 import json
 from pathlib import Path
 
 from service.errors import StartupError
 
 VARIABLE = "SAFELIGHT_MODEL"
+HASHED_BYTES = 1 << 20
+
+
+def locate(model: str) -> str:
+    """`model` itself, or, when it is not in the working directory, the folder of that name in the project."""
+    beside = Path(__file__).parents[2] / model
+    return str(beside) if not Path(model).exists() and beside.is_dir() else model
 
 
 def check_folder(model: str) -> None:
@@ -29,3 +37,19 @@ def describe_failure(model: str, error: Exception) -> str:
     """One line for a model that does not load."""
     lines = str(error).strip().splitlines()
     return f"{VARIABLE}: {model!r} cannot be loaded: {lines[0] if lines else type(error).__name__}"
+
+
+def revision(model: str) -> str:
+    """A short hash that changes with the model's files: names, sizes, first and last MiB of each."""
+    folder = Path(model)
+    digest = hashlib.sha256(model.encode() if not folder.is_dir() else b"")
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.suffix not in {".json", ".safetensors", ".txt"} or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

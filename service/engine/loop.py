@@ -14,6 +14,7 @@ from service.engine.contract import (
     Cancel,
     Command,
     Drain,
+    Drained,
     Finished,
     Happened,
     Message,
@@ -57,7 +58,7 @@ class EngineLoop:
         self._clock = clock
         self._waiting: list[Waiting] = []
         self._tasks: dict[str, Task] = {}
-        self._draining = False
+        self._draining = self._drained = False
         self._left: dict[str, Reason] = {}  # tasks that left the running batch, whose pictures it still computes
 
     def run(self) -> None:
@@ -73,6 +74,9 @@ class EngineLoop:
             self._run(choice.pictures)
             self._receive(timeout=0.0)
         else:
+            if self._draining and not self._drained:
+                self._drained = True
+                self._send(Drained())
             until = self._clock() + BEAT_SECONDS
             self._receive(timeout=min(until, choice.until or until) - self._clock())
             self._send(Beat())
@@ -104,7 +108,7 @@ class EngineLoop:
         now = self._clock()
         self._tasks[command.task_id] = Task(command.params)
         self._waiting += (
-            Waiting(Picture(command.task_id, index, command.params), command.priority, command.accepted_at, now)
+            Waiting(Picture(command.task_id, index, command.params), command.priority, command.accepted_at, now, command.alone)
             for index in range(command.params.num_images)
         )
 

@@ -1,8 +1,8 @@
 """Any diffusers text-to-image pipeline as a `Model`: one pipeline call a batch."""
 
-import hashlib
 import inspect
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from observability.events import Stage
 from service.core import ModelInfo
 from service.engine import schedulers
 from service.engine.contract import Batch, Picture, Pixels
-from service.engine.loading import check_folder, describe_failure
+from service.engine.loading import check_folder, describe_failure, locate, revision
 from service.errors import StartupError
 from service.settings import EngineSettings
-
-HASHED_BYTES = 1 << 20
 
 
 class PipelineModel:
@@ -32,6 +32,7 @@ class PipelineModel:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
+        _quieten()
         self._device = _device(settings)
         self._dtype = _dtype(settings, self._device)
         _configure_torch(settings, self._device)
@@ -44,14 +45,14 @@ class PipelineModel:
 
     def _describe(self, settings: EngineSettings) -> ModelInfo:
         names = schedulers.names_for(self._own_scheduler)
-        defaults = _defaults(settings.model)
+        defaults = _defaults(locate(settings.model))
         native = _native_size(self._pipe)
         tokenizer = getattr(self._pipe, "tokenizer", None)
         signature = inspect.signature(self._pipe.__call__).parameters
         guidance = signature.get("guidance_scale")
         return ModelInfo(
             name=Path(settings.model).name or settings.model,
-            revision=_revision(settings.model),
+            revision=revision(locate(settings.model)),
             pipeline=type(self._pipe).__name__,
             device=str(self._device),
             dtype=str(self._dtype).removeprefix("torch."),
@@ -149,6 +150,14 @@ class _StageWatch:
         }
 
 
+def _quieten() -> None:
+    """No progress bars and no advice in the log of a server."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+
+
 def _device(settings: EngineSettings) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if settings.device == "auto":
@@ -175,11 +184,10 @@ def _configure_torch(settings: EngineSettings, device: torch.device) -> None:
 
 
 def _load(settings: EngineSettings, dtype: torch.dtype) -> DiffusionPipeline:
-    check_folder(settings.model)
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
+    model = locate(settings.model)
+    check_folder(model)
     try:
-        return AutoPipelineForText2Image.from_pretrained(settings.model, torch_dtype=dtype, use_safetensors=True)
+        return AutoPipelineForText2Image.from_pretrained(model, dtype=dtype, use_safetensors=True)
     except Exception as error:
         raise StartupError(describe_failure(settings.model, error)) from error
 
@@ -210,22 +218,6 @@ def _defaults(model: str) -> dict[str, Any]:
     """A model folder's own `safelight.json` (`guidance_scale`, `num_inference_steps`), if it has one."""
     path = Path(model) / "safelight.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _revision(model: str) -> str:
-    """A short hash that changes with the model's files: names, sizes, first and last MiB of each."""
-    folder = Path(model)
-    digest = hashlib.sha256(model.encode() if not folder.is_dir() else b"")
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.suffix not in {".json", ".safetensors", ".txt"} or not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(HASHED_BYTES))
-            file.seek(max(0, size - HASHED_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def _pixels(image: Any) -> Pixels:

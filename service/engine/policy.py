@@ -15,6 +15,7 @@ class Waiting:
     priority: Priority
     accepted_at: float
     arrived_at: float
+    alone: bool = False
 
     @property
     def order(self) -> tuple[int, float, str, int]:
@@ -22,10 +23,17 @@ class Waiting:
         return (self.priority.rank, self.accepted_at, self.picture.task_id, self.picture.index)
 
     @property
-    def group(self) -> tuple[int, int, int, float, str]:
+    def group(self) -> tuple[int, int, int, float, str, str | None]:
         """Pictures with the same value may share a batch."""
         params = self.picture.params
-        return (params.width, params.height, params.num_inference_steps, params.guidance_scale, params.scheduler)
+        return (
+            params.width,
+            params.height,
+            params.num_inference_steps,
+            params.guidance_scale,
+            params.scheduler,
+            self.picture.task_id if self.alone else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

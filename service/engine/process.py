@@ -30,6 +30,8 @@ class ProcessEngine:
 
     def start(self, on_message: Callable[[Message], None]) -> None:
         """Start the process and the thread that reads from it."""
+        if self._stopping:
+            return
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=worker.main, args=(theirs, self._settings, self._slots), name="safelight-engine", daemon=True

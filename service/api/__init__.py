@@ -1,0 +1,1 @@
+"""HTTP and WebSocket routes, and the shapes of what they take and give."""

@@ -1,0 +1,142 @@
+"""`POST /generate`: from a body to a job, and, if the client waits, to its pictures."""
+
+import asyncio
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api.problems import RESPONSES, problem
+from service.api.schemas import GenerateRequest, JobView
+from service.api.state import Services, ServicesDep
+from service.core import ImageFormat, Job, JobState
+from service.errors import InvalidRequest
+from service.jobs.flight import Snapshot
+
+router = APIRouter(tags=["generation"], responses=RESPONSES)
+
+MAX_WAIT_SECONDS = 600.0
+FAILURE_STATUS = {JobState.FAILED: 500, JobState.CANCELLED: 409, JobState.EXPIRED: 504}
+KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
+ACCEPTED = {f"image/{each.value}": each for each in ImageFormat}
+
+
+@router.post(
+    "/generate",
+    status_code=202,
+    response_model=JobView,
+    summary="Generate pictures from a prompt",
+    responses={
+        200: {
+            "model": JobView,
+            "description": "With `wait`: the finished job; with `Accept: image/*`: the picture itself.",
+            "content": {media_type: {} for media_type in ACCEPTED},
+        },
+        504: {"description": "With `Accept: image/*`: the job expired."},
+    },
+)
+async def generate(
+    request: Request,
+    services: ServicesDep,
+    body: GenerateRequest,
+    wait: Annotated[
+        float | None, Query(ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False, description="Seconds to wait for the end.")
+    ] = None,
+    on_disconnect: Annotated[
+        Literal["cancel", "continue"], Query(description="What becomes of the job if a waiting client goes away.")
+    ] = "cancel",
+    accept: Annotated[str, Header(description="`image/png`, `image/jpeg` or `image/webp` asks for bytes.")] = "*/*",
+    idempotency_key: Annotated[
+        str | None, Header(description="The same key and body give the same job for 24 hours.")
+    ] = None,
+) -> Response:
+    """Accept a job (202). With `wait` or an image type in `Accept`, hold the answer until the job ends."""
+    wanted = _wanted_format(accept)
+    order = body.order(
+        services.model(),
+        output_format=_output_format(body, wanted),
+        idempotency_key=_checked_key(idempotency_key),
+    )
+    if wanted is not None and body.num_images > 1:
+        raise InvalidRequest("must be 1 when the answer is to be the picture itself", field="num_images")
+    snapshot, _is_new = await services.jobs.accept(order)
+    if wait is None and wanted is not None:
+        wait = min(MAX_WAIT_SECONDS, body.timeout_s + 1)
+    if wait is not None and not snapshot.job.is_finished:
+        snapshot = await _wait(request, services, snapshot.job.id, wait, on_disconnect == "cancel")
+    if wanted is not None and snapshot.job.is_finished:
+        return await _bytes(services, snapshot.job)
+    return _job_response(snapshot, 200 if wait is not None and snapshot.job.is_finished else 202)
+
+
+def _wanted_format(accept: str) -> ImageFormat | None:
+    """The first image format that the Accept header names, or None for JSON."""
+    for part in accept.split(","):
+        media_type = part.split(";")[0].strip().lower()
+        if media_type in ACCEPTED:
+            return ACCEPTED[media_type]
+        if media_type in {"application/json", "*/*"}:
+            return None
+    return None
+
+
+def _output_format(body: GenerateRequest, wanted: ImageFormat | None) -> ImageFormat:
+    if body.output_format is None:
+        return wanted or ImageFormat.PNG
+    if wanted is not None and wanted != body.output_format:
+        raise InvalidRequest(f"must be {wanted.value}, as the Accept header says, or left out", field="output_format")
+    return ImageFormat(body.output_format)
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not KEY_PATTERN.fullmatch(key):
+        raise InvalidRequest("must be 1 to 255 printable ASCII characters without spaces", field="Idempotency-Key")
+    return key
+
+
+async def _wait(request: Request, services: Services, job_id: str, seconds: float, cancels: bool) -> Snapshot:
+    """The job at its end or after `seconds`; a client that goes away meanwhile abandons it if `cancels`."""
+    ended = asyncio.ensure_future(services.jobs.wait(job_id, seconds))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            ended.cancel()
+            await asyncio.wait({ended})
+            if cancels:
+                await services.jobs.abandon(job_id)
+            return await services.jobs.get(job_id)
+        return ended.result()
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _bytes(services: Services, job: Job) -> Response:
+    headers = {"X-Job-Id": job.id, "X-Seed": str(job.params.seed), "Server-Timing": server_timing(job)}
+    if job.state in FAILURE_STATUS:
+        title = f"Job {job.state.value}"
+        return problem(FAILURE_STATUS[job.state], title, job.detail or f"reason: {job.reason.value}", headers=headers)
+    data, _job = await services.jobs.image(job.id, 0)
+    if job.prompt_truncated:
+        headers["X-Prompt-Truncated"] = "true"
+    return Response(data, 200, headers, job.params.output_format.media_type)
+
+
+def _job_response(snapshot: Snapshot, status: int) -> Response:
+    headers = {
+        "Location": f"/jobs/{snapshot.job.id}",
+        "X-Job-Id": snapshot.job.id,
+        "Server-Timing": server_timing(snapshot.job),
+    }
+    return JSONResponse(JobView.of(snapshot).model_dump(mode="json"), status, headers)
+
+
+def server_timing(job: Job) -> str:
+    """The job's stages as a Server-Timing header, in milliseconds."""
+    return ", ".join(f"{stage.value};dur={seconds * 1e3:.1f}" for stage, seconds in job.timings.items())

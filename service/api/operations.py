@@ -1,0 +1,76 @@
+"""For operators: health, metrics, the model."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from prometheus_client.exposition import choose_encoder
+
+from service.api.problems import RESPONSES
+from service.api.schemas import Health, ModelView
+from service.api.state import ServicesDep
+
+router = APIRouter(tags=["operations"])
+
+HEALTH: dict[int | str, dict[str, Any]] = {
+    200: {"model": Health},
+    503: {"model": Health, "description": "Not fit; the status says why."},
+}
+
+
+@router.get("/health/live", responses=HEALTH, summary="Whether the engine's loop is alive")
+async def live(services: ServicesDep) -> Response:
+    """503 when the engine was not heard of for the heartbeat timeout: restart the process."""
+    return _health("ok" if services.runner.is_alive else "stalled")
+
+
+@router.get("/health/ready", responses=HEALTH, summary="Whether requests are served now")
+async def ready(services: ServicesDep) -> Response:
+    """200 once the model is loaded and has made a picture, until the service drains."""
+    if services.jobs.is_draining:
+        return _health("draining")
+    return _health("ok" if services.runner.is_ready else "loading")
+
+
+def _health(status: Literal["ok", "loading", "draining", "stalled"]) -> Response:
+    fit = status == "ok"
+    return JSONResponse(Health(status=status).model_dump(), 200 if fit else 503, {} if fit else {"Retry-After": "1"})
+
+
+@router.get("/metrics", response_class=Response, summary="Prometheus metrics", include_in_schema=False)
+def metrics(request: Request, services: ServicesDep) -> Response:
+    """Text or OpenMetrics, as the Accept header asks. Runs in a thread, since it may take a while."""
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(services.registry), media_type=content_type)
+
+
+@router.get("/model", responses=RESPONSES, summary="The loaded model and what it can do")
+async def model(services: ServicesDep) -> ModelView:
+    """Name, revision, sizes, limits, schedulers, device, number format."""
+    info = services.model()
+    return ModelView(
+        name=info.name,
+        revision=info.revision,
+        pipeline=info.pipeline,
+        device=info.device,
+        dtype=info.dtype,
+        default_width=info.default_width,
+        default_height=info.default_height,
+        min_size=info.min_size,
+        max_size=info.max_size,
+        size_multiple=info.size_multiple,
+        default_num_inference_steps=info.default_steps,
+        default_guidance_scale=info.default_guidance_scale,
+        schedulers=list(info.schedulers),
+        default_scheduler=info.default_scheduler,
+        max_prompt_tokens=info.max_prompt_tokens,
+        supports_negative_prompt=info.supports_negative_prompt,
+        batching=services.settings.batching,
+        max_batch=services.settings.slots,
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """The documentation, until there is a page."""
+    return RedirectResponse("/docs")

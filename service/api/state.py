@@ -1,0 +1,40 @@
+"""What the routes work with, handed to them by the composition root."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from prometheus_client import CollectorRegistry
+from starlette.requests import HTTPConnection
+
+from observability.events import Reason, Source
+from service.core import ModelInfo
+from service.errors import Unavailable
+from service.jobs.runner import Runner
+from service.jobs.service import RETRY_SECONDS, JobService
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts behind the routes."""
+
+    settings: Settings
+    jobs: JobService
+    runner: Runner
+    registry: CollectorRegistry
+
+    def model(self) -> ModelInfo:
+        """The loaded model. Raises `Unavailable` while there is none yet."""
+        if self.runner.info is None:
+            self.jobs.reject(Source.USER, Reason.NOT_READY)
+            raise Unavailable("the model is still loading", retry_after=RETRY_SECONDS)
+        return self.runner.info
+
+
+def _services(connection: HTTPConnection) -> Services:
+    services: Services = connection.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,142 @@
+"""The composition root: the only place that names concrete adapters and exporters."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_fastapi_instrumentator import metrics as http_metrics
+
+from observability.metrics import REQUEST_SECONDS, Metrics, new_registry
+from observability.observer import FanOut, Observer
+from service.api import generate, jobs, operations, problems, streams
+from service.api.state import Services
+from service.engine import loading
+from service.engine.fake import SCHEME
+from service.engine.process import ProcessEngine
+from service.jobs.board import Board
+from service.jobs.delivery import Delivery
+from service.jobs.estimate import Estimator
+from service.jobs.runner import Runner
+from service.jobs.service import JobService
+from service.settings import Settings
+from service.storage.cache import ResponseCache
+from service.storage.database import Database
+from service.storage.images import ImageStore
+
+log = logging.getLogger("safelight")
+
+MAX_BODY_BYTES = 1 << 20
+MAX_PURGE_SECONDS = 60.0
+
+
+class Service:
+    """All parts of one serving process, from start to drain to stop."""
+
+    def __init__(self, settings: Settings, on_load_failed: Callable[[str], None]) -> None:
+        if not settings.model.startswith(SCHEME):
+            loading.check_folder(loading.locate(settings.model))
+        self._settings = settings
+        self._on_load_failed = on_load_failed
+        self._database = Database(settings.resolved_database_url)
+        self._images = ImageStore(settings.resolved_storage_url)
+        self._registry = new_registry()
+        self._observer: Observer = FanOut([Metrics(self._registry)])
+        self.app = build_app(self._registry, self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        await self._start(app)
+        purging = asyncio.create_task(self._purge_now_and_then())
+        try:
+            yield
+        finally:
+            purging.cancel()
+            await self._stop()
+
+    async def _start(self, app: FastAPI) -> None:
+        settings = self._settings
+        estimator = Estimator(settings.slots)
+        cache = ResponseCache(ttl=settings.cache_ttl_seconds, max_bytes=settings.cache_max_bytes)
+        self._delivery = Delivery(self._images, cache)
+        self._runner = Runner(
+            engine=ProcessEngine(settings.for_engine(), settings.slots),
+            slots=settings.slots,
+            estimator=estimator,
+            observer=self._observer,
+            heartbeat_timeout=settings.heartbeat_timeout_seconds,
+            on_load_failed=self._on_load_failed,
+        )
+        self._board = Board(
+            database=self._database,
+            delivery=self._delivery,
+            estimator=estimator,
+            send=self._runner.send,
+            observer=self._observer,
+        )
+        self._jobs = JobService(
+            board=self._board,
+            database=self._database,
+            images=self._images,
+            cache=cache,
+            cache_variants=settings.cache_variants,
+            queue_limit=settings.queue_limit,
+            retention=settings.retention_seconds,
+            revision=loading.revision(loading.locate(settings.model)),
+            observer=self._observer,
+        )
+        app.state.services = Services(settings, self._jobs, self._runner, self._registry)
+        self._runner.start(self._board)
+        recovered = await self._jobs.recover()
+        if recovered:
+            log.info("%d unfinished jobs of an earlier run are queued again", recovered)
+
+    async def drain(self) -> None:
+        """Refuse new work, let running work finish within the setting, leave the rest queued for the next start."""
+        self._jobs.drain()
+        if not await self._runner.drain(self._settings.drain_seconds):
+            log.warning("running work did not finish in %g s and will run again", self._settings.drain_seconds)
+        await self._board.settle()
+        self._jobs.stop()
+
+    async def _stop(self) -> None:
+        self._jobs.stop()
+        await asyncio.to_thread(self._runner.stop)
+        await self._board.settle()
+        await asyncio.to_thread(self._delivery.close)
+        await asyncio.to_thread(self._database.close)
+
+    async def _purge_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(min(MAX_PURGE_SECONDS, self._settings.retention_seconds / 2))
+            try:
+                await self._jobs.purge()
+            except Exception:
+                log.exception("old jobs could not be deleted; trying again later")
+
+
+def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], object]) -> FastAPI:
+    """The ASGI application: routes, problem documents, generic HTTP metrics."""
+    app = FastAPI(
+        title="Safelight",
+        summary="Generates pictures from prompts, and lets you watch each one develop.",
+        version="0.1.0",
+        lifespan=lifespan,
+        max_body_size=MAX_BODY_BYTES,
+    )
+    for router in (generate.router, jobs.router, streams.router, operations.router):
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(problems.JsonOnly)
+    Instrumentator(
+        should_group_status_codes=False,
+        excluded_handlers=["^/metrics$", "^/health"],
+        registry=registry,
+    ).add(
+        http_metrics.latency(buckets=REQUEST_SECONDS, registry=registry),
+        http_metrics.requests(registry=registry),
+    ).instrument(app)
+    return app

@@ -1,0 +1,1 @@
+"""Jobs: their record, and the service that leads each to exactly one terminal state."""

@@ -1,0 +1,348 @@
+"""The unfinished jobs in memory, and the one place where a job's state changes.
+
+It runs on the event loop's thread alone. A job is ended by `_close`: whoever sets `closing` first, before
+anything is awaited, decides how it ends.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+
+from observability.events import (
+    Outcome,
+    Priority,
+    QueueChanged,
+    Reason,
+    RequestFinished,
+    RequestStarted,
+    Stage,
+    StageFinished,
+)
+from observability.observer import Observer
+from service.core import Job, JobState
+from service.engine.contract import Cancel, Command, Finished, Submit
+from service.jobs import table
+from service.jobs.delivery import Delivery
+from service.jobs.estimate import Estimator
+from service.jobs.flight import Flight, LiveJob, Snapshot
+from service.storage.database import Database
+
+log = logging.getLogger("safelight.jobs")
+
+MAX_CRASHES = 2
+
+
+class Board:
+    """Every unfinished job. `wall` gives Unix time, `clock` monotonic time, both in seconds."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        delivery: Delivery,
+        estimator: Estimator,
+        send: Callable[[Command], None],
+        observer: Observer,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._delivery = delivery
+        self._estimator = estimator
+        self._send = send
+        self._observer = observer
+        self._wall = wall
+        self._clock = clock
+        self._live: dict[str, LiveJob] = {}
+        self._flights: dict[str, Flight] = {}  # by id; a flight leaves when nobody waits for it or it is delivered
+        self._by_key: dict[str, Flight] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    # Entering
+
+    def enter(self, job: Job) -> bool:
+        """Queue a recorded job; return whether it joined an identical computation that was in flight already."""
+        key = job.cache_key or job.id
+        flight = self._by_key.get(key)
+        joined = flight is not None
+        if flight is None:
+            flight = Flight(job.id, key, job.params, job.priority, job.created_at)
+            self._flights[flight.id] = self._by_key[key] = flight
+        live = LiveJob(job, self._clock(), flight)
+        flight.members[job.id] = self._live[job.id] = live
+        seconds_left = max(0.0, job.expires_at - self._wall())
+        live.timer = asyncio.get_running_loop().call_later(seconds_left, self._expire, live)
+        if flight.has_started:
+            self._mark_processing(live)
+        elif not joined or job.priority.rank < flight.priority.rank:
+            flight.priority = min(flight.priority, job.priority, key=lambda priority: priority.rank)
+            self._submit(flight)
+        self._queue_changed()
+        return joined
+
+    def resubmit(self) -> None:
+        """Hand every flight that has not started to a new engine."""
+        for flight in sorted(self._flights.values(), key=lambda each: each.order):
+            if not flight.has_started:
+                self._submit(flight)
+
+    def _submit(self, flight: Flight) -> None:
+        self._send(Submit(flight.id, flight.params, flight.priority, flight.accepted_at, alone=flight.crashes > 0))
+
+    # What the engine says; a task that nobody waits for any more is passed over
+
+    def started(self, task_ids: Iterable[str]) -> None:
+        """These tasks entered a batch."""
+        for flight in self._known(task_ids):
+            flight.has_started = True
+            for live in flight.members.values():
+                self._mark_processing(live)
+        self._queue_changed()
+
+    def stepped(self, steps_done: Mapping[str, int]) -> None:
+        """A denoising step was made for these tasks."""
+        for flight in self._known(steps_done):
+            flight.steps_done = steps_done[flight.id]
+            for live in flight.members.values():
+                self._publish(live)
+
+    def finished(self, message: Finished) -> None:
+        """All pictures of a task are there: encode and store them, then complete its jobs."""
+        for flight in self._known([message.task_id]):
+            del self._flights[flight.id]  # identical requests still join it, by its key, until its jobs are claimed
+            self._spawn(self._deliver(flight, message))
+
+    def failed(self, task_id: str, reason: Reason, detail: str) -> None:
+        """A task's pictures could not be made."""
+        for flight in self._known([task_id]):
+            self._leave_engine(flight)
+            self._fail(flight, reason, detail)
+
+    def engine_lost(self) -> None:
+        """The engine died: tasks that were in its batch run once more, each alone; then they fail."""
+        for flight in [each for each in self._flights.values() if each.has_started]:
+            flight.crashes += 1
+            flight.has_started, flight.steps_done = False, 0
+            if flight.crashes >= MAX_CRASHES:
+                self._leave_engine(flight)
+                self._fail(flight, Reason.ENGINE_CRASHED, "the engine ended twice while it ran this job")
+                continue
+            for live in flight.members.values():
+                live.job = live.job.but(state=JobState.PENDING, started_at=None)
+                self._save_and_publish(live)
+        self._queue_changed()
+
+    def _known(self, task_ids: Iterable[str]) -> list[Flight]:
+        return [self._flights[each] for each in task_ids if each in self._flights]
+
+    def _mark_processing(self, live: LiveJob) -> None:
+        if live.closing:
+            return
+        waited = self._clock() - live.accepted_at
+        timings = {**live.job.timings, Stage.QUEUE_WAIT: waited}
+        live.job = live.job.but(state=JobState.PROCESSING, started_at=self._wall(), timings=timings)
+        self._observer.observe(RequestStarted(live.job.priority, waited))
+        self._save_and_publish(live)
+
+    async def _deliver(self, flight: Flight, message: Finished) -> None:
+        try:
+            delivered = await self._delivery.deliver(flight.id, flight.params, message.pictures)
+        except Exception:
+            log.exception("job %s: its pictures could not be stored", flight.id)
+            self._leave_engine(flight)
+            self._fail(flight, Reason.STORAGE_ERROR, "the pictures could not be stored")
+            return
+        for stage, seconds in delivered.timings.items():
+            self._observer.observe(StageFinished(stage, seconds))
+        self._leave_engine(flight)
+        ending = {live: live.job for live in flight.members.values() if self._claim(live)}
+        for live, job in ending.items():
+            ending[live] = job.but(
+                state=JobState.COMPLETED,
+                finished_at=self._wall(),
+                blob=flight.id,
+                prompt_truncated=message.prompt_truncated,
+                timings={**job.timings, **message.timings, **delivered.timings},
+            )
+        record = partial(
+            self._delivery.record,
+            blob=flight.id,
+            size=delivered.size,
+            jobs=list(ending.values()),
+            truncated=message.prompt_truncated,
+        )
+        await self._close(ending, record)
+
+    def _fail(self, flight: Flight, reason: Reason, detail: str) -> None:
+        for live in list(flight.members.values()):
+            self._spawn(self.end(live, JobState.FAILED, reason, detail))
+
+    # Ending
+
+    def live(self, job_id: str) -> LiveJob | None:
+        """The unfinished job, or None."""
+        return self._live.get(job_id)
+
+    async def end(self, live: LiveJob, state: JobState, reason: Reason, detail: str | None = None) -> bool:
+        """End a job without pictures; return whether this call did it, or it had ended otherwise before."""
+        if not self._claim(live):
+            await live.done.wait()
+            return False
+        self._detach(live, reason)
+        job = live.job.but(state=state, reason=reason, detail=detail, finished_at=self._wall())
+        await self._close({live: job}, partial(table.save, job=job))
+        return True
+
+    def _expire(self, live: LiveJob) -> None:
+        detail = f"not finished within its {live.job.expires_at - live.job.created_at:g} s"
+        self._spawn(self.end(live, JobState.EXPIRED, Reason.DEADLINE, detail))
+
+    def _claim(self, live: LiveJob) -> bool:
+        if live.closing:
+            return False
+        live.closing = True
+        if live.timer is not None:
+            live.timer.cancel()
+        return True
+
+    def _detach(self, live: LiveJob, reason: Reason) -> None:
+        """Take a job out of its flight; when nobody else waits for it, take the flight out of the engine."""
+        flight = live.flight
+        flight.members.pop(live.job.id, None)
+        if not flight.members and flight.id in self._flights:
+            self._leave_engine(flight)
+            self._send(Cancel(flight.id, reason))
+
+    def _leave_engine(self, flight: Flight) -> None:
+        self._flights.pop(flight.id, None)
+        if self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+
+    async def _close(self, ending: Mapping[LiveJob, Job], record: Callable[[Connection], None]) -> None:
+        """Record the ends of claimed jobs, then tell everybody. Jobs whose end cannot be recorded fail."""
+        try:
+            await self._database.run(record)
+        except Exception:
+            log.exception("the end of %d jobs could not be recorded", len(ending))
+            ending = {live: _unrecorded(job) for live, job in ending.items()}
+            await self._record_failures(ending.values())
+        for live, job in ending.items():
+            live.job = job
+            self._live.pop(job.id, None)
+            live.flight.members.pop(job.id, None)
+            live.done.set()
+            self._publish(live)
+            self.observe_end(job, self._clock() - live.accepted_at)
+        self._queue_changed()
+
+    async def _record_failures(self, jobs: Iterable[Job]) -> None:
+        """Record failed jobs if the database allows; if not, the next start finds them unfinished and runs them."""
+        for job in jobs:
+            try:
+                await self._database.run(partial(table.save, job=job))
+            except Exception:
+                log.exception("job %s: its failure could not be recorded", job.id)
+
+    def observe_end(self, job: Job, seconds: float) -> None:
+        """Emit the one terminal event of a job."""
+        self._observer.observe(
+            RequestFinished(
+                outcome=Outcome(job.state.value),
+                reason=job.reason,
+                source=job.source,
+                work_class=job.params.work_class,
+                seconds=seconds,
+                images=0 if job.cached else job.params.num_images,
+            )
+        )
+
+    # Looking
+
+    def snapshot(self, job: Job) -> Snapshot:
+        """The job and where it stands now."""
+        live = self._live.get(job.id)
+        if live is None or live.done.is_set():
+            steps = job.params.total_steps if job.state is JobState.COMPLETED else 0
+            return Snapshot(job, steps, None, None)
+        flight = live.flight
+        ahead = [each for each in self._flights.values() if each.has_started or each.order < flight.order]
+        waiting_ahead = sum(not each.has_started for each in ahead)
+        return Snapshot(
+            live.job,
+            flight.steps_done,
+            None if flight.has_started else waiting_ahead,
+            self._estimator.seconds_left(flight, () if flight.has_started else ahead),
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Jobs whose computation has not started."""
+        return sum(len(each.members) for each in self._flights.values() if not each.has_started)
+
+    @asynccontextmanager
+    async def watch(self, live: LiveJob) -> AsyncIterator["asyncio.Queue[Snapshot | None]"]:
+        """A queue of every change of an unfinished job from now on; None at the end of the service."""
+        queue: asyncio.Queue[Snapshot | None] = asyncio.Queue()
+        if self._stopped:
+            queue.put_nowait(None)
+        live.watchers.add(queue)
+        try:
+            yield queue
+        finally:
+            live.watchers.discard(queue)
+
+    def _publish(self, live: LiveJob) -> None:
+        if live.watchers:
+            snapshot = self.snapshot(live.job)
+            for queue in live.watchers:
+                queue.put_nowait(snapshot)
+
+    def _save_and_publish(self, live: LiveJob) -> None:
+        self._publish(live)
+        self._spawn(self._database.run(partial(table.save, job=live.job)))
+
+    def _queue_changed(self) -> None:
+        waiting = [live for flight in self._flights.values() if not flight.has_started for live in flight.members.values()]
+        depths = dict.fromkeys(Priority, 0)
+        for live in waiting:
+            depths[live.job.priority] += 1
+        self._observer.observe(QueueChanged(depths, min((live.accepted_at for live in waiting), default=None)))
+
+    # Stopping
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(self._logged(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _logged(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("background work failed")
+
+    async def settle(self) -> None:
+        """Wait until every job that is being ended has ended."""
+        while self._background:
+            await asyncio.gather(*self._background)
+
+    def stop(self) -> None:
+        """Let go of everyone who waits for a job that stays unfinished."""
+        self._stopped = True
+        for live in self._live.values():
+            if live.timer is not None:
+                live.timer.cancel()
+            for queue in live.watchers:
+                queue.put_nowait(None)
+
+
+def _unrecorded(job: Job) -> Job:
+    detail = "the end of the job could not be recorded"
+    return job.but(state=JobState.FAILED, reason=Reason.STORAGE_ERROR, detail=detail, blob=None)

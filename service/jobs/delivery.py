@@ -1,0 +1,61 @@
+"""From the engine's pixels to stored files, a recorded blob and a cached response."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from observability.events import Stage
+from service.core import Job, Params
+from service.engine.contract import Pixels
+from service.jobs import pictures, table
+from service.storage.cache import CachedResponse, ResponseCache
+from service.storage.images import ImageStore
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Bytes written, and the seconds that encoding and storing took."""
+
+    size: int
+    timings: Mapping[Stage, float]
+
+
+class Delivery:
+    """Encodes and stores pictures in threads of its own, away from the event loop and the engine."""
+
+    def __init__(self, images: ImageStore, cache: ResponseCache, wall: Callable[[], float] = time.time) -> None:
+        self._images = images
+        self._cache = cache
+        self._wall = wall
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="safelight-delivery")
+
+    async def deliver(self, blob: str, params: Params, pixels: Sequence[Pixels]) -> Delivered:
+        """Write the pictures as files of the blob. Raises what the image store raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, blob, params, pixels)
+
+    def _write(self, blob: str, params: Params, pixels: Sequence[Pixels]) -> Delivered:
+        started = time.monotonic()
+        files = pictures.encode(pixels, params.output_format)
+        encoded = time.monotonic()
+        self._images.put(blob, files, params.output_format)
+        timings = {Stage.IMAGE_ENCODE: encoded - started, Stage.STORE: time.monotonic() - encoded}
+        return Delivered(sum(map(len, files)), timings)
+
+    def record(self, connection: Connection, blob: str, size: int, jobs: Sequence[Job], truncated: bool) -> None:
+        """In one transaction: the blob, the jobs that it completes, and the response for the cache."""
+        now = self._wall()
+        table.add_blob(connection, blob, size, now)
+        for job in jobs:
+            table.save(connection, job)
+        cacheable = next((job for job in jobs if job.cache_key is not None), None)
+        if cacheable is not None and cacheable.cache_key is not None:
+            response = CachedResponse(cacheable.cache_key, cacheable.params.seed, blob, truncated)
+            self._cache.put(connection, response, cacheable.params.prompt_key(cacheable.revision), now)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._threads.shutdown(wait=True)

@@ -1,0 +1,276 @@
+"""What the API asks of jobs: accept, look up, wait, cancel; and deletion when their time is over."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from observability.events import CacheLookedUp, CacheResult, Priority, Reason, RequestRejected, Source
+from observability.observer import Observer
+from service.core import Job, JobState, Params
+from service.errors import Conflict, NotFound, QueueFull, Unavailable
+from service.jobs import table
+from service.jobs.board import Board
+from service.jobs.flight import Snapshot
+from service.storage.cache import CachedResponse, ResponseCache
+from service.storage.database import Database
+from service.storage.images import ImageStore
+
+log = logging.getLogger("safelight.jobs")
+
+RETRY_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A valid request that is not yet a job. Without `seed_given`, the seed in `params` was drawn."""
+
+    params: Params
+    seed_given: bool
+    priority: Priority
+    source: Source
+    timeout: float
+    use_cache: bool
+    idempotency_key: str | None
+    fingerprint: str
+
+
+class JobService:
+    """See the module's words. `revision` is that of the model that will run the jobs."""
+
+    def __init__(
+        self,
+        *,
+        board: Board,
+        database: Database,
+        images: ImageStore,
+        cache: ResponseCache,
+        cache_variants: int,
+        queue_limit: int,
+        retention: float,
+        revision: str,
+        observer: Observer,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._board = board
+        self._database = database
+        self._images = images
+        self._cache = cache
+        self._cache_variants = cache_variants
+        self._queue_limit = queue_limit
+        self._retention = retention
+        self._revision = revision
+        self._observer = observer
+        self._wall = wall
+        self._admitting = 0
+        self.is_draining = False
+        self._stopped = asyncio.Event()
+
+    # Accepting
+
+    async def accept(self, order: Order) -> tuple[Snapshot, bool]:
+        """Record the order as a job and queue it; return the job, and whether it is new.
+
+        Raises `Conflict` for an idempotency key used with another body, `QueueFull`, and `Unavailable` while the
+        service drains or its database fails; then nothing was recorded.
+        """
+        try:
+            if self.is_draining:
+                raise Unavailable("the service is shutting down", retry_after=RETRY_SECONDS)
+            return await self._accept(order)
+        except QueueFull:
+            self.reject(order.source, Reason.QUEUE_FULL)
+            raise
+        except Unavailable:
+            self.reject(order.source, Reason.DRAINING if self.is_draining else Reason.STORAGE_ERROR)
+            raise
+
+    def reject(self, source: Source, reason: Reason) -> None:
+        """Tell the observer that a well-formed request was refused."""
+        self._observer.observe(RequestRejected(reason, source))
+
+    async def _accept(self, order: Order) -> tuple[Snapshot, bool]:
+        has_room = self._board.waiting + self._admitting < self._queue_limit
+        record = partial(self._record, order=order, has_room=has_room)
+        self._admitting += 1
+        try:
+            try:
+                job, is_new = await self._database.run(record)
+            except IntegrityError:  # at that very moment another took the key or deleted the cached pictures
+                job, is_new = await self._database.run(record)
+        finally:
+            self._admitting -= 1
+        if not is_new:
+            return self._board.snapshot(job), False
+        if job.is_finished:
+            result = CacheResult.HIT
+            self._board.observe_end(job, seconds=0.0)
+        else:
+            result = CacheResult.COALESCED if self._board.enter(job) else CacheResult.MISS
+        if order.use_cache:
+            self._observer.observe(CacheLookedUp(result))
+        return self._board.snapshot(job), True
+
+    def _record(self, connection: Connection, order: Order, has_room: bool) -> tuple[Job, bool]:
+        """In one transaction: the job of the idempotency key, or a new one, completed at once by a cache hit."""
+        now = self._wall()
+        if order.idempotency_key is not None:
+            known = table.find_by_key(connection, order.idempotency_key, order.fingerprint, now)
+            if known is not None:
+                return known, False
+        hit = self._find_response(connection, order, now) if order.use_cache else None
+        if hit is None and not has_room:
+            raise QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
+        job = self._new_job(order, now) if hit is None else _answered(self._new_job(order, now), hit)
+        table.add(connection, job)
+        if order.idempotency_key is not None:
+            table.bind_key(connection, order.idempotency_key, order.fingerprint, job.id, now)
+        return job, True
+
+    def _find_response(self, connection: Connection, order: Order, now: float) -> CachedResponse | None:
+        if order.seed_given:
+            return self._cache.find(connection, order.params.cache_key(self._revision), now)
+        return self._cache.find_variant(connection, order.params.prompt_key(self._revision), self._cache_variants, now)
+
+    def _new_job(self, order: Order, now: float) -> Job:
+        return Job(
+            id=secrets.token_hex(16),
+            params=order.params,
+            revision=self._revision,
+            created_at=now,
+            expires_at=now + order.timeout,
+            priority=order.priority,
+            source=order.source,
+            cache_key=order.params.cache_key(self._revision) if order.use_cache else None,
+        )
+
+    async def recover(self) -> int:
+        """Queue every job that an earlier process left unfinished, for the present model; return how many."""
+        jobs = await self._database.run(table.unfinished)
+        for job in jobs:
+            cache_key = None if job.cache_key is None else job.params.cache_key(self._revision)
+            self._board.enter(
+                job.but(state=JobState.PENDING, started_at=None, revision=self._revision, cache_key=cache_key)
+            )
+        return len(jobs)
+
+    # Looking
+
+    async def get(self, job_id: str) -> Snapshot:
+        """The job and where it stands. Raises `NotFound` for an unknown one and one whose time is over."""
+        live = self._board.live(job_id)
+        if live is not None:
+            return self._board.snapshot(live.job)
+        job = await self._database.run(partial(table.get, job_id=job_id))
+        if job is None or (job.finished_at is not None and job.finished_at <= self._wall() - self._retention):
+            raise NotFound(f"there is no job {job_id[:64]!r}; finished jobs are kept for {self._retention:g} s")
+        return self._board.snapshot(job)
+
+    async def page(
+        self, states: Sequence[JobState], limit: int, before: tuple[float, str] | None
+    ) -> list[Snapshot]:
+        """At most `limit` jobs of `states` (all, when empty), newest first, older than `before` (time and id)."""
+        since = self._wall() - self._retention
+        query = partial(table.page, states=states, limit=limit, before=before, since=since)
+        return [self._board.snapshot(job) for job in await self._database.run(query)]
+
+    async def image(self, job_id: str, index: int) -> tuple[bytes, Job]:
+        """The bytes of picture `index` of a completed job. Raises `NotFound`."""
+        job = (await self.get(job_id)).job
+        if job.blob is None or not 0 <= index < job.params.num_images:
+            raise NotFound(f"job {job_id[:64]!r} has no picture {index}")
+        try:
+            return await asyncio.to_thread(self._images.get, job.blob, index, job.params.output_format), job
+        except FileNotFoundError as error:
+            raise NotFound(f"picture {index} of job {job_id[:64]!r} has been deleted") from error
+
+    async def wait(self, job_id: str, seconds: float) -> Snapshot:
+        """The job once it has ended, or as it is after `seconds`, or when the service stops."""
+        live = self._board.live(job_id)
+        if live is not None:
+            live.waiters += 1
+            ends = [asyncio.ensure_future(live.done.wait()), asyncio.ensure_future(self._stopped.wait())]
+            try:
+                await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                live.waiters -= 1
+                for each in ends:
+                    each.cancel()
+            return self._board.snapshot(live.job)
+        return await self.get(job_id)
+
+    async def follow(self, job_id: str) -> AsyncIterator[Snapshot]:
+        """The job as it is, then at every change, up to its end or the service's. Raises `NotFound`."""
+        live = self._board.live(job_id)
+        if live is None:
+            yield await self.get(job_id)
+            return
+        async with self._board.watch(live) as changes:
+            snapshot: Snapshot | None = self._board.snapshot(live.job)
+            while snapshot is not None:
+                yield snapshot
+                if snapshot.job.is_finished:
+                    return
+                snapshot = await changes.get()
+
+    # Ending
+
+    async def cancel(self, job_id: str, reason: Reason = Reason.CLIENT_CANCELLED) -> Snapshot:
+        """End an unfinished job; its pictures leave the batch at the next step.
+
+        Raises `NotFound`, and `Conflict` for a job that had ended already.
+        """
+        live = self._board.live(job_id)
+        if live is None or not await self._board.end(live, JobState.CANCELLED, reason):
+            snapshot = await self.get(job_id)
+            raise Conflict(f"the job is {snapshot.job.state} already")
+        return self._board.snapshot(live.job)
+
+    async def abandon(self, job_id: str) -> None:
+        """A client that waited for the job is gone: cancel it, unless somebody else waits for it or it has ended."""
+        live = self._board.live(job_id)
+        if live is not None and not live.waiters:
+            await self._board.end(live, JobState.CANCELLED, Reason.DISCONNECTED)
+
+    async def purge(self) -> int:
+        """Delete what is past its time: jobs, cached responses, and pictures that nothing points at; count jobs."""
+        now = self._wall()
+
+        def delete(connection: Connection) -> tuple[int, list[str]]:
+            deleted = table.delete_finished(connection, now - self._retention, now)
+            self._cache.evict(connection, now)
+            return deleted, table.delete_unused_blobs(connection)
+
+        deleted, blobs = await self._database.run(delete)
+        for blob in blobs:
+            await asyncio.to_thread(self._images.delete, blob)
+        return deleted
+
+    def drain(self) -> None:
+        """Refuse new work from now on."""
+        self.is_draining = True
+
+    def stop(self) -> None:
+        """Answer everyone who still waits with the job as it is."""
+        self._stopped.set()
+        self._board.stop()
+
+
+def _answered(job: Job, hit: CachedResponse) -> Job:
+    """The new job, completed by a cached response."""
+    return job.but(
+        params=replace(job.params, seed=hit.seed),
+        cache_key=hit.key,
+        state=JobState.COMPLETED,
+        started_at=job.created_at,
+        finished_at=job.created_at,
+        blob=hit.blob,
+        cached=True,
+        prompt_truncated=hit.prompt_truncated,
+    )

@@ -1,0 +1,94 @@
+"""Runs the application under uvicorn, and drains it before it stops."""
+
+import asyncio
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from service.app import Service
+from service.errors import StartupError
+from service.settings import Settings
+
+GRACE_SECONDS = 5
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first SIGTERM or SIGINT it goes on answering while the service drains, then stops; a second one stops now."""
+
+    service: Service
+    _draining: "asyncio.Task[None] | None" = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called in the main thread by the signal."""
+        if self._draining is not None or not self.started:
+            super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+            return
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self.service.drain()
+        finally:
+            self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop. Raises `StartupError` when the model or the address cannot be used."""
+    failures: list[str] = []
+
+    def on_load_failed(detail: str) -> None:
+        failures.append(detail)
+        server.should_exit = True
+
+    service = Service(settings, on_load_failed)
+    config = uvicorn.Config(
+        service.app,
+        loop="uvloop",
+        log_level=settings.log_level,
+        log_config=_log_config(settings.log_level),
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        ws_ping_interval=20.0,
+    )
+    server = DrainingServer(config)
+    server.service = service
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    print(f"Safelight listens on http://{host}:{port} (documentation: /docs)", file=sys.stderr, flush=True)
+    server.run(sockets=[listener])
+    if failures:
+        raise StartupError(failures[0])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"SAFELIGHT_PORT, SAFELIGHT_HOST: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
+    return listener
+
+
+def _log_config(level: str) -> dict[str, object]:
+    line = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": line},
+        "handlers": {"stderr": handler},
+        "loggers": {
+            "safelight": {"level": level.upper()},
+            "uvicorn": {"level": "WARNING"},
+        },
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+    }

@@ -1,0 +1,91 @@
+"""The response cache: which finished computation answers the same request again.
+
+Exact: the key covers the model's revision and every parameter, seed included. Its pictures are blobs shared
+with the jobs; here are only the pointers.
+"""
+
+import random
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from service.storage.database import blobs, responses
+
+
+@dataclass(frozen=True, slots=True)
+class CachedResponse:
+    """A usable answer: its pictures' blob, the seed of the first, and whether its prompt was truncated."""
+
+    key: str
+    seed: int
+    blob: str
+    prompt_truncated: bool
+
+
+class ResponseCache:
+    """Look-ups and changes, each within the caller's transaction. Times are Unix times in seconds."""
+
+    def __init__(self, *, ttl: float, max_bytes: int) -> None:
+        self._ttl = ttl
+        self._max_bytes = max_bytes
+
+    def find(self, connection: Connection, key: str, now: float) -> CachedResponse | None:
+        """The answer with this exact key, marked as used."""
+        fresh = responses.c.created_at > now - self._ttl
+        row = connection.execute(select(responses).where(responses.c.key == key, fresh)).one_or_none()
+        if row is None:
+            return None
+        connection.execute(update(responses).where(responses.c.key == key).values(used_at=now))
+        return CachedResponse(row.key, int(row.seed), row.blob, row.prompt_truncated)
+
+    def find_variant(self, connection: Connection, prompt_key: str, variants: int, now: float) -> CachedResponse | None:
+        """One of the newest `variants` answers to the same request with any seed, at random.
+
+        None as long as there are fewer: until then each request adds a variant of its own.
+        """
+        query = (
+            select(responses.c.key)
+            .where(responses.c.prompt_key == prompt_key, responses.c.created_at > now - self._ttl)
+            .order_by(responses.c.created_at.desc())
+            .limit(variants)
+        )
+        keys = connection.execute(query).scalars().all()
+        if not variants or len(keys) < variants:
+            return None
+        return self.find(connection, random.choice(keys), now)
+
+    def put(self, connection: Connection, response: CachedResponse, prompt_key: str, now: float) -> None:
+        """Add an answer, over an older one with the same key."""
+        if not self._max_bytes:
+            return
+        connection.execute(delete(responses).where(responses.c.key == response.key))
+        try:
+            with connection.begin_nested():
+                connection.execute(
+                    insert(responses).values(
+                        key=response.key,
+                        prompt_key=prompt_key,
+                        seed=str(response.seed),
+                        prompt_truncated=response.prompt_truncated,
+                        blob=response.blob,
+                        created_at=now,
+                        used_at=now,
+                    )
+                )
+        except IntegrityError:
+            return  # another process put the same answer at the same moment
+
+    def evict(self, connection: Connection, now: float) -> None:
+        """Drop answers past their time to live, then the longest unused ones over the size limit."""
+        connection.execute(delete(responses).where(responses.c.created_at <= now - self._ttl))
+        newest_first = (
+            select(
+                responses.c.key,
+                func.sum(blobs.c.bytes).over(order_by=[responses.c.used_at.desc(), responses.c.key]).label("total"),
+            )
+            .join(blobs, blobs.c.id == responses.c.blob)
+            .subquery()
+        )
+        over = select(newest_first.c.key).where(newest_first.c.total > self._max_bytes)
+        connection.execute(delete(responses).where(responses.c.key.in_(over)))

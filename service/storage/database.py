@@ -1,0 +1,143 @@
+"""The database: its tables, and the one way in which the event loop reaches it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+
+from service.errors import StartupError, Unavailable
+
+log = logging.getLogger("safelight.database")
+
+T = TypeVar("T")
+
+metadata = MetaData()
+
+# A blob is the folder of one computation's pictures. Jobs and cached responses point at it; it is deleted when
+# none does, and the foreign keys refuse a pointer to one that has just been deleted.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("bytes", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("priority", String(16), nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float, index=True),
+    Column("params", Text, nullable=False),
+    Column("revision", String(64), nullable=False),
+    Column("cache_key", String(64)),
+    Column("reason", String(32), nullable=False),
+    Column("detail", Text),
+    Column("blob", ForeignKey("blobs.id"), index=True),
+    Column("cached", Boolean, nullable=False),
+    Column("prompt_truncated", Boolean, nullable=False),
+    Column("timings", Text, nullable=False),
+    Index("jobs_by_age", "created_at", "id"),
+    Index("jobs_by_state", "state", "created_at"),
+)
+idempotency = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+)
+responses = Table(
+    "cached_responses",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("prompt_key", String(64), nullable=False, index=True),
+    Column("seed", String(24), nullable=False),
+    Column("prompt_truncated", Boolean, nullable=False),
+    Column("blob", ForeignKey("blobs.id"), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("used_at", Float, nullable=False, index=True),
+)
+
+
+class Database:
+    """A SQLAlchemy engine, and threads that run its transactions away from the event loop.
+
+    SQLite gets one thread, so that writes never wait for a lock and stay in the order of their calls.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+            is_sqlite = parsed.get_backend_name() == "sqlite"
+            if is_sqlite and parsed.database:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            self._engine = create_engine(url, pool_pre_ping=not is_sqlite)
+            if is_sqlite:
+                event.listen(self._engine, "connect", _configure_sqlite)
+            metadata.create_all(self._engine)
+        except (ArgumentError, SQLAlchemyError, ImportError, OSError) as error:
+            first_line = str(error).splitlines()[0]
+            raise StartupError(f"SAFELIGHT_DATABASE_URL: the database cannot be opened: {first_line}") from error
+        self._threads = ThreadPoolExecutor(1 if is_sqlite else 8, thread_name_prefix="safelight-database")
+
+    @property
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine, for use in the calling thread."""
+        return self._engine
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work` in one transaction, in a database thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_here, work)
+
+    def run_here(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work` in one transaction, in the calling thread.
+
+        Raises `Unavailable` when the database cannot be reached or written.
+        """
+        try:
+            with self._engine.begin() as connection:
+                return work(connection)
+        except (OperationalError, InterfaceError) as error:
+            log.exception("a database transaction failed")
+            raise Unavailable("the database cannot be used at the moment", retry_after=5) from error
+
+    def close(self) -> None:
+        """Wait for running transactions and close every connection."""
+        self._threads.shutdown(wait=True)
+        self._engine.dispose()
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    """WAL, so that readers do not block; FULL, so that an answered job is on disk also after a power cut."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

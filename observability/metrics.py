@@ -147,7 +147,7 @@ def new_registry() -> CollectorRegistry:
     """A registry with the standard process, platform and garbage-collector metrics in it."""
     from prometheus_client import GCCollector, PlatformCollector, ProcessCollector, disable_created_metrics
 
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library lacks the annotation
     registry = CollectorRegistry()
     collectors: tuple[type[Collector], ...] = (ProcessCollector, PlatformCollector, GCCollector)
     for collector in collectors:

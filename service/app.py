@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -118,7 +118,7 @@ class Service:
                 log.exception("old jobs could not be deleted; trying again later")
 
 
-def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], object]) -> FastAPI:
+def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
     """The ASGI application: routes, problem documents, generic HTTP metrics."""
     app = FastAPI(
         title="Safelight",

@@ -3,9 +3,9 @@
 import asyncio
 import signal
 import socket
-import sys
 from types import FrameType
 
+import click
 import uvicorn
 
 from service.app import Service
@@ -16,7 +16,7 @@ GRACE_SECONDS = 5
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first SIGTERM or SIGINT it goes on answering while the service drains, then stops; a second one stops now."""
+    """The first SIGTERM or SIGINT drains the service, which goes on answering meanwhile; a second one stops at once."""
 
     service: Service
     _draining: "asyncio.Task[None] | None" = None
@@ -57,7 +57,7 @@ def serve(settings: Settings) -> None:
     server.service = service
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
-    print(f"Safelight listens on http://{host}:{port} (documentation: /docs)", file=sys.stderr, flush=True)
+    click.echo(f"Safelight listens on http://{host}:{port} (documentation: /docs)", err=True)
     server.run(sockets=[listener])
     if failures:
         raise StartupError(failures[0])

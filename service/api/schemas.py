@@ -186,9 +186,7 @@ class JobView(BaseModel):
                 "output_format": params.output_format.value,
             },
             model_revision=job.revision,
-            links=JobLinks(
-                self=f"/jobs/{job.id}", events=f"/jobs/{job.id}/events", websocket=f"/ws/jobs/{job.id}"
-            ),
+            links=JobLinks(self=f"/jobs/{job.id}", events=f"/jobs/{job.id}/events", websocket=f"/ws/jobs/{job.id}"),
         )
 
 
@@ -248,4 +246,3 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[FieldProblem] = []
-

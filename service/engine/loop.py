@@ -108,7 +108,13 @@ class EngineLoop:
         now = self._clock()
         self._tasks[command.task_id] = Task(command.params)
         self._waiting += (
-            Waiting(Picture(command.task_id, index, command.params), command.priority, command.accepted_at, now, command.alone)
+            Waiting(
+                Picture(command.task_id, index, command.params),
+                command.priority,
+                command.accepted_at,
+                now,
+                command.alone,
+            )
             for index in range(command.params.num_images)
         )
 
@@ -154,7 +160,7 @@ class EngineLoop:
             batch = self._model.generate(pictures, self._boundary(pictures))
         except Aborted:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever a model raises; the failing picture reports it
             self._isolate(pictures, error)
         else:
             self._retire(pictures, batch)
@@ -227,5 +233,3 @@ class EngineLoop:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether `error` says that the device's memory is exhausted; by name, so that torch need not be imported."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-

@@ -109,12 +109,13 @@ class PipelineModel:
         tokenizer = getattr(self._pipe, "tokenizer", None)
         if tokenizer is None:
             return False
-        return len(tokenizer(prompt, truncation=False).input_ids) > tokenizer.model_max_length
+        return bool(len(tokenizer(prompt, truncation=False).input_ids) > tokenizer.model_max_length)
 
 
 class _StageWatch:
     """Stage times of one pipeline call, seen from outside: the denoiser's first call ends text encoding, the
-    last step ends denoising."""
+    last step ends denoising.
+    """
 
     def __init__(self, denoiser: torch.nn.Module, device: torch.device) -> None:
         self._denoiser = denoiser

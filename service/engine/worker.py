@@ -31,8 +31,10 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings, s
     except StartupError as error:
         connection.send(LoadFailed(error.detail))
         return
-    except Exception as error:
-        connection.send(LoadFailed(f"SAFELIGHT_MODEL: {settings.model!r} cannot generate: {type(error).__name__}: {error}"))
+    except Exception as error:  # noqa: BLE001  # whatever the warm-up raises; the parent reports it
+        connection.send(
+            LoadFailed(f"SAFELIGHT_MODEL: {settings.model!r} cannot generate: {type(error).__name__}: {error}")
+        )
         return
     connection.send(Ready(model.info, loaded - started, time.monotonic() - loaded, step_seconds))
     window = settings.batch_window_ms / 1e3 if settings.batching == "window" else 0.0
@@ -43,6 +45,8 @@ def load(settings: EngineSettings) -> Model:
     """The model that `settings` name."""
     if settings.model.startswith(SCHEME):
         return FakeModel(settings)
+    # OpenMP's threads spin while they wait by default, which starves them all as soon as anything else wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from service.engine.pipeline import PipelineModel
 
     return PipelineModel(settings)
@@ -74,5 +78,3 @@ def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Comman
             inbox.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)  # the parent is gone: nobody is left to answer to
-
-

@@ -309,7 +309,9 @@ class Board:
         self._spawn(self._database.run(partial(table.save, job=live.job)))
 
     def _queue_changed(self) -> None:
-        waiting = [live for flight in self._flights.values() if not flight.has_started for live in flight.members.values()]
+        waiting = [
+            live for flight in self._flights.values() if not flight.has_started for live in flight.members.values()
+        ]
         depths = dict.fromkeys(Priority, 0)
         for live in waiting:
             depths[live.job.priority] += 1

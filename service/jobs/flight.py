@@ -10,7 +10,8 @@ from service.core import Job, Params
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A job and where it stands: steps done over all its pictures; place in the queue (0 = next) and seconds left,
-    where they are known."""
+    where they are known.
+    """
 
     job: Job
     steps_done: int
@@ -20,7 +21,7 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class LiveJob:
-    """An unfinished job. `accepted_at` is monotonic. `closing` is set by whoever ends it, before anything is awaited."""
+    """An unfinished job. `accepted_at` is monotonic; `closing` is set by whoever ends it, before awaiting anything."""
 
     job: Job
     accepted_at: float

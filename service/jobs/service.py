@@ -172,9 +172,7 @@ class JobService:
             raise NotFound(f"there is no job {job_id[:64]!r}; finished jobs are kept for {self._retention:g} s")
         return self._board.snapshot(job)
 
-    async def page(
-        self, states: Sequence[JobState], limit: int, before: tuple[float, str] | None
-    ) -> list[Snapshot]:
+    async def page(self, states: Sequence[JobState], limit: int, before: tuple[float, str] | None) -> list[Snapshot]:
         """At most `limit` jobs of `states` (all, when empty), newest first, older than `before` (time and id)."""
         since = self._wall() - self._retention
         query = partial(table.page, states=states, limit=limit, before=before, since=since)

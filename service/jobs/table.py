@@ -78,9 +78,7 @@ def find_by_key(connection: Connection, key: str, fingerprint: str, now: float) 
 
 def bind_key(connection: Connection, key: str, fingerprint: str, job_id: str, now: float) -> None:
     """Make an idempotency key stand for a job. Raises `IntegrityError` when the key was taken meanwhile."""
-    connection.execute(
-        insert(idempotency).values(key=key, fingerprint=fingerprint, job_id=job_id, created_at=now)
-    )
+    connection.execute(insert(idempotency).values(key=key, fingerprint=fingerprint, job_id=job_id, created_at=now))
 
 
 def delete_finished(connection: Connection, before: float, now: float) -> int:

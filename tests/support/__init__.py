@@ -1,0 +1,1 @@
+"""What the tests share: a real server as a subprocess, and builders of values."""

@@ -1,0 +1,136 @@
+"""The service as users run it: a process of its own behind a real socket, on a free port."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+PATIENCE = 120.0  # seconds until a test gives up on something that should happen at once; no bar
+LISTENS = re.compile(r"listens on (http://127\.0\.0\.1:(\d+))")
+
+
+def environment(data_dir: Path, **settings: object) -> dict[str, str]:
+    """The environment of the tests without `SAFELIGHT_*` variables, plus the given settings."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
+    given = {f"SAFELIGHT_{name.upper()}": str(value) for name, value in settings.items()}
+    return {**clean, "SAFELIGHT_DATA_DIR": str(data_dir), "SAFELIGHT_PORT": "0", **given}
+
+
+class Server:
+    """One running server process and a client for it."""
+
+    def __init__(self, data_dir: Path, **settings: object) -> None:
+        self.data_dir = data_dir
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.log = data_dir / "server.log"
+        with self.log.open("ab") as log:
+            start = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve"], env=environment(data_dir, **settings), stderr=log
+            )
+        self.url = self._await_address(start)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def _await_address(self, start: int) -> str:
+        def address() -> str | None:
+            match = LISTENS.search(self.log.read_bytes()[start:].decode())
+            assert match or self.process.poll() is None, self.log.read_text()
+            return match and match[1]
+
+        return str(until(address))
+
+    def await_ready(self) -> "Server":
+        """Wait until the model is loaded and warm."""
+        until(lambda: self.client.get("/health/ready").status_code == 200)
+        return self
+
+    def generate(self, expect: int = 202, params: dict[str, Any] | None = None, **body: Any) -> dict[str, Any]:
+        """POST /generate with `body`; the JSON of the answer, whose status must be `expect`."""
+        response = self.client.post("/generate", json={"prompt": "a red apple", **body}, params=params)
+        assert response.status_code == expect, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """GET /jobs/{id}."""
+        response = self.client.get(f"/jobs/{job_id}")
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def await_status(self, job_id: str, *statuses: str) -> dict[str, Any]:
+        """The job, once it is in one of `statuses`."""
+
+        def there() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if job["status"] in statuses else None
+
+        job = until(there)
+        assert job is not None
+        return job
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The present value of one series; 0.0 when it is not there."""
+        for line in self.client.get("/metrics").text.splitlines():
+            match = re.fullmatch(r"([a-z_]+)(?:\{(.*)\})? (\S+)", line)
+            if match and match[1] == name and dict(re.findall(r'(\w+)="([^"]*)"', match[2] or "")) == labels:
+                return float(match[3])
+        return 0.0
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self.client.close()
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status; killed when that takes too long."""
+        self.terminate()
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self.client.close()
+
+
+@contextmanager
+def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
+    """A ready server, stopped at the end if the test has not done so."""
+    server = Server(data_dir, **settings)
+    try:
+        yield server.await_ready()
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait(PATIENCE)
+        server.client.close()
+
+
+def until(condition: Callable[[], T]) -> T:
+    """The first true value of `condition()`."""
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        try:
+            if value := condition():
+                return value
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")

@@ -125,12 +125,11 @@ def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], Abstrac
         summary="Generates pictures from prompts, and lets you watch each one develop.",
         version="0.1.0",
         lifespan=lifespan,
-        max_body_size=MAX_BODY_BYTES,
     )
     for router in (generate.router, jobs.router, streams.router, operations.router):
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(problems.JsonOnly)
+    app.add_middleware(problems.BodyGuard, max_bytes=MAX_BODY_BYTES)
     Instrumentator(
         should_group_status_codes=False,
         excluded_handlers=["^/metrics$", "^/health"],

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -66,7 +67,9 @@ def _encode_cursor(created_at: float, job_id: str) -> str:
 
 def _decode_cursor(cursor: str) -> tuple[float, str]:
     try:
-        created_at, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().split(" ")
+        created_at, job_id = base64.urlsafe_b64decode(cursor.encode()).decode("ascii").split(" ")
+        if not math.isfinite(float(created_at)) or "\0" in job_id:
+            raise ValueError(cursor)
         return float(created_at), job_id
     except (ValueError, binascii.Error) as error:
         raise InvalidRequest("must be the `next` of an earlier page", field="cursor") from error

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.schemas import FieldProblem, Problem
 from service.errors import SafelightError
@@ -73,24 +73,42 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(parts[1:]) or parts[0] if parts[0] in {"body", "query", "path", "header"} else ".".join(parts)
 
 
-class JsonOnly:
-    """Refuses request bodies that are not declared as JSON with a 415, before they are read."""
+class BodyGuard:
+    """Refuses bodies that are not declared as JSON (415) and those that are too long (413), declared or not."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer."""
         if scope["type"] == "http" and scope["method"] in {"POST", "PUT", "PATCH"}:
-            headers = dict(scope["headers"])
-            media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-            if media_type != b"application/json":
-                response = problem(
-                    415,
-                    "Unsupported media type",
-                    "Content-Type: must be application/json",
-                    [FieldProblem(field="Content-Type", detail="must be application/json")],
-                )
-                await response(scope, receive, send)
+            refusal = self._refusal(dict(scope["headers"]))
+            if refusal is not None:
+                await refusal(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        await self._app(scope, self._counting(receive), send)
+
+    def _counting(self, receive: Receive) -> Receive:
+        """`receive`, raising a 413 once more bytes have come than are allowed."""
+        received = 0
+
+        async def counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413, "Content too large")
+            return message
+
+        return counting
+
+    def _refusal(self, headers: Mapping[bytes, bytes]) -> JSONResponse | None:
+        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+            detail = "must be application/json"
+            error = FieldProblem(field="Content-Type", detail=detail)
+            return problem(415, "Unsupported media type", f"Content-Type: {detail}", [error])
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._max_bytes:
+            return problem(413, "Content too large", f"the body must be at most {self._max_bytes} bytes")
+        return None

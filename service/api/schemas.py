@@ -20,6 +20,8 @@ LCM_MAX_STEPS = 50
 def _printable(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain NUL bytes")
+    if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+        raise ValueError("must not contain lone surrogates")
     return text
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, WebSocket
+from fastapi import APIRouter, Depends, WebSocket
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.websockets import WebSocketDisconnect
 
@@ -18,8 +18,14 @@ UNKNOWN_JOB = 4404
 GOING_AWAY = 1001
 
 
+async def _known(services: ServicesDep, job_id: JobId) -> None:
+    """Raise `NotFound` before a stream begins."""
+    await services.jobs.get(job_id)
+
+
 @router.get(
     "/jobs/{job_id}/events",
+    dependencies=[Depends(_known)],
     response_class=EventSourceResponse,
     summary="A job's progress as server-sent events",
     responses=RESPONSES,

@@ -171,7 +171,7 @@ def autoencoder_stage(options: Options, art: Art) -> AutoencoderTiny:
         pictures = composite(art.rgba[things], palette[colours], left, top).to(options.device)
         with options.autocast():
             latents = model.encode(pictures).latents
-            decoded = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+            decoded = model.decode(latents + LATENT_NOISE * torch.randn(latents.shape).to(options.device)).sample
         return autoencoder_loss(pictures, decoded.float(), latents.float())
 
     fit(run, loss_of_batch, "autoencoder")
@@ -259,7 +259,8 @@ def denoiser_loss(
         clean = (latents[things, colours].float() * factor).to(options.device)
         pairs = zip(things.tolist(), colours.tolist(), strict=True)
         ids = denoiser.tokens([training_caption(art.things[t], COLOURS[c], rng) for t, c in pairs]).to(options.device)
-        timesteps, noise = noisier_timesteps(options.batch).to(options.device), torch.randn_like(clean)
+        timesteps = noisier_timesteps(options.batch).to(options.device)
+        noise = torch.randn(clean.shape).to(options.device)  # drawn on the CPU, whose state a checkpoint keeps
         with options.autocast():
             predicted = denoiser.velocity(schedule.add_noise(clean, noise, timesteps), timesteps, ids)
         return F.mse_loss(predicted.float(), schedule.get_velocity(clean, noise, timesteps))

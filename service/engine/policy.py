@@ -51,17 +51,21 @@ class Wait:
 
 
 def choose(waiting: Sequence[Waiting], now: float, window: float, max_batch: int) -> Run | Wait:
-    """Take the group of the first picture in order, when it is full, due, or has nobody to wait for.
+    """Take the first group, in the order of their first pictures, that is full, due, or has nobody to wait for.
 
     `now` is monotonic, `window` in seconds. A request that waits alone runs at once: waiting out the window
-    would only delay it. Otherwise a group that is not full waits until its oldest picture has waited `window`.
+    would only delay it. Otherwise a group that is not full waits until its oldest picture has waited `window`,
+    and meanwhile lets a later group go first that is ready.
     """
-    if not waiting:
-        return Wait(until=None)
-    ordered = sorted(waiting, key=lambda each: each.order)
-    group = [each for each in ordered if each.group == ordered[0].group][:max_batch]
-    due = min(each.arrived_at for each in group) + window
     alone = len({each.picture.task_id for each in waiting}) == 1
-    if alone or len(group) == max_batch or now >= due:
-        return Run(tuple(each.picture for each in group))
-    return Wait(until=due)
+    groups: dict[object, list[Waiting]] = {}
+    for each in sorted(waiting, key=lambda each: each.order):
+        groups.setdefault(each.group, []).append(each)
+    due_times = []
+    for group in groups.values():
+        batch = group[:max_batch]
+        due = min(each.arrived_at for each in group) + window
+        if alone or len(batch) == max_batch or now >= due:
+            return Run(tuple(each.picture for each in batch))
+        due_times.append(due)
+    return Wait(until=min(due_times, default=None))

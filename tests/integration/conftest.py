@@ -7,14 +7,15 @@ import pytest
 
 from tests.support.server import Server, serving
 
-# 20 ms a step: a job of 100 steps lasts long enough to be looked at and cancelled, one of 1 step does not.
 FAKE = "fake:?step_ms=20&fail=poison&crash=landmine"
+# A job that lasts far longer than any look at it: 400 steps of 20 ms with two slots, or 800 with one.
+LONG = {"num_images": 8, "num_inference_steps": 100}
 
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the fake model."""
-    with serving(tmp_path_factory.mktemp("fake"), model=FAKE) as server:
+    with serving(tmp_path_factory.mktemp("fake"), model=FAKE, max_batch=2) as server:
         yield server
 
 

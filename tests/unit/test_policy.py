@@ -61,6 +61,13 @@ def test_the_oldest_group_goes_first_and_only_equals_share() -> None:
     assert names(choose(queue, now=9.0, window=0.5, max_batch=8)) == ["oldest", "mate"]
 
 
+def test_a_ready_group_does_not_wait_for_one_that_is_not() -> None:
+    """While the oldest group waits for mates, a later one that is full goes first."""
+    queue = [waiting("old", at=1.0), *(waiting(name, at=1.1, num_inference_steps=9) for name in "ab")]
+    assert names(choose(queue, now=1.2, window=0.5, max_batch=2)) == ["a", "b"]
+    assert choose(queue[:2], now=1.2, window=0.5, max_batch=2) == Wait(until=1.5)
+
+
 def test_high_priority_goes_before_older_normal_ones() -> None:
     """The first picture in order of priority leads the batch; its mates may have any priority."""
     queue = [
@@ -94,8 +101,11 @@ def test_every_choice_is_lawful(queue: list[Waiting], now: float, window: float,
     if isinstance(choice, Run):
         assert 1 <= len(choice.pictures) <= max_batch
         assert len({picture.params.num_inference_steps for picture in choice.pictures}) == 1
-        head = min(queue, key=lambda each: each.order)
-        assert head.picture in choice.pictures
+        first = min((each for each in queue if each.picture in choice.pictures), key=lambda each: each.order)
+        for earlier in (each for each in queue if each.order < first.order):
+            mates = [each for each in queue if each.group == earlier.group]
+            assert len(mates) < max_batch, "an earlier group that is full goes first"
+            assert now < min(each.arrived_at for each in mates) + window, "an earlier group that is due goes first"
     else:
         assert (choice.until is None) == (not queue)
         assert choice.until is None or now < choice.until <= max(each.arrived_at for each in queue) + window

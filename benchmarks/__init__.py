@@ -1,0 +1,1 @@
+"""Measurements that anybody can repeat; results are ratios within one run."""

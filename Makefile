@@ -10,7 +10,7 @@ export PYTHON TORCH
 CODE := $(wildcard service observability models benchmarks tests)
 TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
-TEST_PROGRAMS :=
+TEST_PROGRAMS := initdb:postgresql
 
 .PHONY: help run test lint format bench lock clean
 .DEFAULT_GOAL := help

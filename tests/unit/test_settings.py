@@ -1,0 +1,58 @@
+"""Settings and the command line: complete, and clear about what is wrong."""
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from service.__main__ import main
+from service.errors import StartupError
+from service.settings import Settings, load
+
+
+def test_help_names_every_setting_as_option_and_variable() -> None:
+    """`safelight serve --help` is complete."""
+    shown = CliRunner().invoke(main, ["serve", "--help"]).output
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert f"SAFELIGHT_{name.upper()}" in re.sub(r"\s+", "", shown)
+        assert field.description, f"{name} is explained"
+
+
+def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the environment over the default."""
+    monkeypatch.setenv("SAFELIGHT_MAX_BATCH", "3")
+    assert load().max_batch == 3
+    assert load(max_batch="5").max_batch == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_batch", "0"), ("port", "99999"), ("device", "tpu"), ("retention_seconds", "-1"), ("queue_limit", "many")],
+)
+def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """In one line, with what was given."""
+    monkeypatch.setenv(f"SAFELIGHT_{name.upper()}", value)
+    with pytest.raises(StartupError, match=f"^SAFELIGHT_{name.upper()} .*'{value}'$") as error:
+        load()
+    assert "\n" not in error.value.detail
+
+
+def test_settings_cannot_be_changed() -> None:
+    """They are read once."""
+    with pytest.raises(ValueError, match="frozen"):
+        load().port = 1
+
+
+def test_all_that_is_kept_lies_in_the_data_folder() -> None:
+    """Database and pictures, unless they are placed elsewhere."""
+    settings = load(data_dir="/some/where")
+    assert settings.resolved_database_url == "sqlite:////some/where/safelight.db"
+    assert settings.resolved_storage_url == "/some/where/images"
+    assert load(storage_url="s3://bucket/x").resolved_storage_url == "s3://bucket/x"
+
+
+def test_sequential_mode_has_one_slot() -> None:
+    """Whatever the batch may be."""
+    assert load(batching="sequential", max_batch="8").slots == 1
+    assert load(batching="window", max_batch="8").slots == 8

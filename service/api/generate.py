@@ -76,6 +76,8 @@ def _wanted_format(accept: str) -> ImageFormat | None:
         media_type = part.split(";")[0].strip().lower()
         if media_type in ACCEPTED:
             return ACCEPTED[media_type]
+        if media_type == "image/*":
+            return ImageFormat.PNG
         if media_type in {"application/json", "*/*"}:
             return None
     return None

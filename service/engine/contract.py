@@ -168,7 +168,7 @@ class Aborted(Exception):
 
 
 class Model(Protocol):
-    """A loaded model. Pictures of one call share size, steps, guidance and scheduler."""
+    """A loaded model. Pictures of one call share size, steps, guidance, scheduler and having a negative prompt."""
 
     @property
     def info(self) -> ModelInfo:

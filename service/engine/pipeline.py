@@ -60,7 +60,7 @@ class PipelineModel:
             default_height=native,
             min_size=settings.min_size or native // 2,
             max_size=settings.max_size or native * 3 // 2,
-            size_multiple=max(8, getattr(self._pipe, "vae_scale_factor", 8)),
+            size_multiple=self._pipe.vae_scale_factor * (2 if hasattr(self._pipe, "transformer") else 1),
             schedulers=names,
             default_scheduler=settings.scheduler if settings.scheduler in names else names[0],
             default_steps=int(defaults.get("num_inference_steps", 20)),
@@ -101,9 +101,8 @@ class PipelineModel:
         )
 
     def _negative_prompts(self, pictures: Sequence[Picture]) -> dict[str, list[str]]:
-        if "negative_prompt" not in self._accepts:
-            return {}
-        return {"negative_prompt": [each.params.negative_prompt for each in pictures]}
+        negatives = [each.params.negative_prompt for each in pictures]
+        return {"negative_prompt": negatives} if any(negatives) else {}
 
     def _is_truncated(self, prompt: str) -> bool:
         tokenizer = getattr(self._pipe, "tokenizer", None)
@@ -152,9 +151,8 @@ class _StageWatch:
 
 
 def _quieten() -> None:
-    """No progress bars and no advice in the log of a server."""
+    """No progress bars in the log of a server."""
     for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
         logging.disable_progress_bar()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
 

@@ -23,8 +23,11 @@ class Waiting:
         return (self.priority.rank, self.accepted_at, self.picture.task_id, self.picture.index)
 
     @property
-    def group(self) -> tuple[int, int, int, float, str, str | None]:
-        """Pictures with the same value may share a batch."""
+    def group(self) -> tuple[object, ...]:
+        """Pictures with the same value may share a batch.
+
+        Those without a negative prompt keep to themselves: some pipelines treat none otherwise than an empty one.
+        """
         params = self.picture.params
         return (
             params.width,
@@ -32,6 +35,7 @@ class Waiting:
             params.num_inference_steps,
             params.guidance_scale,
             params.scheduler,
+            bool(params.negative_prompt),
             self.picture.task_id if self.alone else None,
         )
 

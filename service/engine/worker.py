@@ -16,6 +16,15 @@ from service.settings import EngineSettings
 
 WARMUP_STEPS = 2
 
+# Read by the libraries when they are imported.
+IMPORT_ENVIRONMENT = {
+    # OpenMP's threads spin long while they wait by default, which starves them all once anything else wants a core.
+    "GOMP_SPINCOUNT": "10000",
+    # Advice about what is not installed is none for a server's log.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+
 
 def main(connection: "Connection[Message, Command]", settings: EngineSettings, slots: int) -> None:
     """Entry point of the process. Signals are the parent's business; its end is seen as the end of the pipe."""
@@ -45,8 +54,8 @@ def load(settings: EngineSettings) -> Model:
     """The model that `settings` name."""
     if settings.model.startswith(SCHEME):
         return FakeModel(settings)
-    # OpenMP's threads spin while they wait by default, which starves them all as soon as anything else wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in IMPORT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from service.engine.pipeline import PipelineModel
 
     return PipelineModel(settings)

@@ -7,10 +7,8 @@ anything is awaited, decides how it ends.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -28,9 +26,10 @@ from observability.observer import Observer
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Submit
 from service.jobs import table
+from service.jobs.background import Background
 from service.jobs.delivery import Delivery
 from service.jobs.estimate import Estimator
-from service.jobs.flight import Flight, LiveJob, Snapshot
+from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
 from service.storage.database import Database
 
 log = logging.getLogger("safelight.jobs")
@@ -60,21 +59,19 @@ class Board:
         self._wall = wall
         self._clock = clock
         self._live: dict[str, LiveJob] = {}
-        self._flights: dict[str, Flight] = {}  # by id; a flight leaves when nobody waits for it or it is delivered
-        self._by_key: dict[str, Flight] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._stopped = False
+        self._flights = Flights()
+        self._background = Background()
 
     # Entering
 
     def enter(self, job: Job) -> bool:
         """Queue a recorded job; return whether it joined an identical computation that was in flight already."""
         key = job.cache_key or job.id
-        flight = self._by_key.get(key)
+        flight = self._flights.joinable(key)
         joined = flight is not None
         if flight is None:
             flight = Flight(job.id, key, job.params, job.priority, job.created_at)
-            self._flights[flight.id] = self._by_key[key] = flight
+            self._flights.add(flight)
         live = LiveJob(job, self._clock(), flight)
         flight.members[job.id] = self._live[job.id] = live
         seconds_left = max(0.0, job.expires_at - self._wall())
@@ -89,7 +86,7 @@ class Board:
 
     def resubmit(self) -> None:
         """Hand every flight that has not started to a new engine."""
-        for flight in sorted(self._flights.values(), key=lambda each: each.order):
+        for flight in sorted(self._flights, key=lambda each: each.order):
             if not flight.has_started:
                 self._submit(flight)
 
@@ -100,7 +97,7 @@ class Board:
 
     def started(self, task_ids: Iterable[str]) -> None:
         """These tasks entered a batch."""
-        for flight in self._known(task_ids):
+        for flight in self._flights.known(task_ids):
             flight.has_started = True
             for live in flight.members.values():
                 self._mark_processing(live)
@@ -108,39 +105,36 @@ class Board:
 
     def stepped(self, steps_done: Mapping[str, int]) -> None:
         """A denoising step was made for these tasks."""
-        for flight in self._known(steps_done):
+        for flight in self._flights.known(steps_done):
             flight.steps_done = steps_done[flight.id]
             for live in flight.members.values():
                 self._publish(live)
 
     def finished(self, message: Finished) -> None:
         """All pictures of a task are there: encode and store them, then complete its jobs."""
-        for flight in self._known([message.task_id]):
-            del self._flights[flight.id]  # identical requests still join it, by its key, until its jobs are claimed
-            self._spawn(self._deliver(flight, message))
+        for flight in self._flights.known([message.task_id]):
+            self._flights.leave_engine(flight)
+            self._background.spawn(self._deliver(flight, message))
 
     def failed(self, task_id: str, reason: Reason, detail: str) -> None:
         """A task's pictures could not be made."""
-        for flight in self._known([task_id]):
-            self._leave_engine(flight)
+        for flight in self._flights.known([task_id]):
+            self._flights.remove(flight)
             self._fail(flight, reason, detail)
 
     def engine_lost(self) -> None:
         """The engine died: tasks that were in its batch run once more, each alone; then they fail."""
-        for flight in [each for each in self._flights.values() if each.has_started]:
+        for flight in [each for each in self._flights if each.has_started]:
             flight.crashes += 1
             flight.has_started, flight.steps_done = False, 0
             if flight.crashes >= MAX_CRASHES:
-                self._leave_engine(flight)
+                self._flights.remove(flight)
                 self._fail(flight, Reason.ENGINE_CRASHED, "the engine ended twice while it ran this job")
                 continue
             for live in flight.members.values():
                 live.job = live.job.but(state=JobState.PENDING, started_at=None)
                 self._save_and_publish(live)
         self._queue_changed()
-
-    def _known(self, task_ids: Iterable[str]) -> list[Flight]:
-        return [self._flights[each] for each in task_ids if each in self._flights]
 
     def _mark_processing(self, live: LiveJob) -> None:
         if live.closing:
@@ -156,12 +150,12 @@ class Board:
             delivered = await self._delivery.deliver(flight.id, flight.params, message.pictures)
         except Exception:
             log.exception("job %s: its pictures could not be stored", flight.id)
-            self._leave_engine(flight)
+            self._flights.remove(flight)
             self._fail(flight, Reason.STORAGE_ERROR, "the pictures could not be stored")
             return
         for stage, seconds in delivered.timings.items():
             self._observer.observe(StageFinished(stage, seconds))
-        self._leave_engine(flight)
+        self._flights.remove(flight)
         ending = {live: live.job for live in flight.members.values() if self._claim(live)}
         for live, job in ending.items():
             ending[live] = job.but(
@@ -182,7 +176,7 @@ class Board:
 
     def _fail(self, flight: Flight, reason: Reason, detail: str) -> None:
         for live in list(flight.members.values()):
-            self._spawn(self.end(live, JobState.FAILED, reason, detail))
+            self._background.spawn(self.end(live, JobState.FAILED, reason, detail))
 
     # Ending
 
@@ -202,7 +196,7 @@ class Board:
 
     def _expire(self, live: LiveJob) -> None:
         detail = f"not finished within its {live.job.expires_at - live.job.created_at:g} s"
-        self._spawn(self.end(live, JobState.EXPIRED, Reason.DEADLINE, detail))
+        self._background.spawn(self.end(live, JobState.EXPIRED, Reason.DEADLINE, detail))
 
     def _claim(self, live: LiveJob) -> bool:
         if live.closing:
@@ -216,14 +210,9 @@ class Board:
         """Take a job out of its flight; when nobody else waits for it, take the flight out of the engine."""
         flight = live.flight
         flight.members.pop(live.job.id, None)
-        if not flight.members and flight.id in self._flights:
-            self._leave_engine(flight)
+        if not flight.members and flight in self._flights:
+            self._flights.remove(flight)
             self._send(Cancel(flight.id, reason))
-
-    def _leave_engine(self, flight: Flight) -> None:
-        self._flights.pop(flight.id, None)
-        if self._by_key.get(flight.key) is flight:
-            del self._by_key[flight.key]
 
     async def _close(self, ending: Mapping[LiveJob, Job], record: Callable[[Connection], None]) -> None:
         """Record the ends of claimed jobs, then tell everybody. Jobs whose end cannot be recorded fail."""
@@ -272,7 +261,7 @@ class Board:
             steps = job.params.total_steps if job.state is JobState.COMPLETED else 0
             return Snapshot(job, steps, None, None)
         flight = live.flight
-        ahead = [each for each in self._flights.values() if each.has_started or each.order < flight.order]
+        ahead = self._flights.ahead_of(flight)
         waiting_ahead = sum(not each.has_started for each in ahead)
         return Snapshot(
             live.job,
@@ -284,34 +273,18 @@ class Board:
     @property
     def waiting(self) -> int:
         """Jobs whose computation has not started."""
-        return sum(len(each.members) for each in self._flights.values() if not each.has_started)
-
-    @asynccontextmanager
-    async def watch(self, live: LiveJob) -> AsyncIterator["asyncio.Queue[Snapshot | None]"]:
-        """A queue of every change of an unfinished job from now on; None at the end of the service."""
-        queue: asyncio.Queue[Snapshot | None] = asyncio.Queue()
-        if self._stopped:
-            queue.put_nowait(None)
-        live.watchers.add(queue)
-        try:
-            yield queue
-        finally:
-            live.watchers.discard(queue)
+        return len(self._flights.waiting_jobs())
 
     def _publish(self, live: LiveJob) -> None:
-        if live.watchers:
-            snapshot = self.snapshot(live.job)
-            for queue in live.watchers:
-                queue.put_nowait(snapshot)
+        if live.is_watched:
+            live.tell(self.snapshot(live.job))
 
     def _save_and_publish(self, live: LiveJob) -> None:
         self._publish(live)
-        self._spawn(self._database.run(partial(table.save, job=live.job)))
+        self._background.spawn(self._database.run(partial(table.save, job=live.job)))
 
     def _queue_changed(self) -> None:
-        waiting = [
-            live for flight in self._flights.values() if not flight.has_started for live in flight.members.values()
-        ]
+        waiting = self._flights.waiting_jobs()
         depths = dict.fromkeys(Priority, 0)
         for live in waiting:
             depths[live.job.priority] += 1
@@ -319,30 +292,16 @@ class Board:
 
     # Stopping
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(self._logged(work))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _logged(self, work: Coroutine[Any, Any, Any]) -> None:
-        try:
-            await work
-        except Exception:
-            log.exception("background work failed")
-
     async def settle(self) -> None:
         """Wait until every job that is being ended has ended."""
-        while self._background:
-            await asyncio.gather(*self._background)
+        await self._background.settle()
 
     def stop(self) -> None:
-        """Let go of everyone who waits for a job that stays unfinished."""
-        self._stopped = True
+        """Let go of everyone who watches a job that stays unfinished."""
         for live in self._live.values():
             if live.timer is not None:
                 live.timer.cancel()
-            for queue in live.watchers:
-                queue.put_nowait(None)
+            live.tell(None)
 
 
 def _unrecorded(job: Job) -> Job:

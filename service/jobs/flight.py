@@ -1,6 +1,8 @@
 """What the service remembers of unfinished jobs: each job, and the computation it shares with identical ones."""
 
 import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from observability.events import Priority
@@ -30,7 +32,27 @@ class LiveJob:
     closing: bool = False
     waiters: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    watchers: set["asyncio.Queue[Snapshot | None]"] = field(default_factory=set)
+    _watchers: set["asyncio.Queue[Snapshot | None]"] = field(default_factory=set)
+
+    @contextmanager
+    def watched(self) -> Iterator["asyncio.Queue[Snapshot | None]"]:
+        """A queue of every change from now on; None when the service stops before the job ends."""
+        queue: asyncio.Queue[Snapshot | None] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            yield queue
+        finally:
+            self._watchers.discard(queue)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody follows the job."""
+        return bool(self._watchers)
+
+    def tell(self, snapshot: Snapshot | None) -> None:
+        """Put a change into every watcher's queue."""
+        for queue in self._watchers:
+            queue.put_nowait(snapshot)
 
 
 @dataclass(slots=True, eq=False)
@@ -51,3 +73,47 @@ class Flight:
     def order(self) -> tuple[int, float, str]:
         """Sort key of the queue; the engine's policy uses the same."""
         return (self.priority.rank, self.accepted_at, self.id)
+
+
+class Flights:
+    """The computations that are unfinished: by id those in the engine, by key those that a request may still join."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Flight] = {}
+        self._by_key: dict[str, Flight] = {}
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(tuple(self._by_id.values()))
+
+    def __contains__(self, flight: Flight) -> bool:
+        return flight.id in self._by_id
+
+    def known(self, task_ids: Iterable[str]) -> list[Flight]:
+        """Those of the tasks that are still in the engine for somebody."""
+        return [self._by_id[each] for each in task_ids if each in self._by_id]
+
+    def joinable(self, key: str) -> Flight | None:
+        """The computation that a request with this key can share."""
+        return self._by_key.get(key)
+
+    def add(self, flight: Flight) -> None:
+        """A computation begins."""
+        self._by_id[flight.id] = self._by_key[flight.key] = flight
+
+    def leave_engine(self, flight: Flight) -> None:
+        """Its pictures are made; identical requests may still join until they are handed out."""
+        self._by_id.pop(flight.id, None)
+
+    def remove(self, flight: Flight) -> None:
+        """It is over."""
+        self.leave_engine(flight)
+        if self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+
+    def waiting_jobs(self) -> list[LiveJob]:
+        """Jobs whose computation has not started."""
+        return [live for flight in self if not flight.has_started for live in flight.members.values()]
+
+    def ahead_of(self, flight: Flight) -> list[Flight]:
+        """What runs, or waits in front of `flight`."""
+        return [each for each in self if each.has_started or each.order < flight.order]

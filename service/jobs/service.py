@@ -209,9 +209,9 @@ class JobService:
         if live is None:
             yield await self.get(job_id)
             return
-        async with self._board.watch(live) as changes:
+        with live.watched() as changes:
             snapshot: Snapshot | None = self._board.snapshot(live.job)
-            while snapshot is not None:
+            while snapshot is not None and not self._stopped.is_set():
                 yield snapshot
                 if snapshot.job.is_finished:
                     return

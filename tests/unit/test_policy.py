@@ -49,12 +49,13 @@ def test_a_full_group_does_not_wait() -> None:
 
 
 def test_the_oldest_group_goes_first_and_only_equals_share() -> None:
-    """Other steps, sizes, guidance or scheduler never share; prompts and seeds may differ."""
+    """Other steps, sizes, guidance, scheduler or having a negative prompt never share; prompts and seeds may differ."""
     queue = [
         waiting("steps", at=2.0, num_inference_steps=5),
         waiting("size", at=2.0, width=128),
         waiting("guidance", at=2.0, guidance_scale=5.0),
         waiting("scheduler", at=2.0, scheduler="euler"),
+        waiting("negative", at=2.0, negative_prompt="dark"),
         waiting("oldest", at=1.0),
         waiting("mate", at=3.0, prompt="another", seed=9),
     ]

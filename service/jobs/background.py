@@ -1,0 +1,33 @@
+"""Work that goes on after the call that began it."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger("safelight.jobs")
+
+
+class Background:
+    """Tasks that are kept alive until they end, whose errors are logged, and that can be waited for."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Begin `work`."""
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait until all of it has ended."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
+
+
+async def _logged(work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("background work failed")

@@ -1,9 +1,14 @@
 """The composition root: the only place that names concrete adapters and exporters."""
 
 import asyncio
+import fcntl
 import logging
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import IO
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -17,6 +22,7 @@ from service.api.state import Services
 from service.engine import loading
 from service.engine.fake import SCHEME
 from service.engine.process import ProcessEngine
+from service.errors import StartupError
 from service.jobs.board import Board
 from service.jobs.delivery import Delivery
 from service.jobs.estimate import Estimator
@@ -31,6 +37,7 @@ log = logging.getLogger("safelight")
 
 MAX_BODY_BYTES = 1 << 20
 MAX_PURGE_SECONDS = 60.0
+STOP_SECONDS = 3.0
 
 
 class Service:
@@ -41,6 +48,7 @@ class Service:
             loading.check_folder(loading.locate(settings.model))
         self._settings = settings
         self._on_load_failed = on_load_failed
+        self._lock = lock(settings.data_dir)
         self._database = Database(settings.resolved_database_url)
         self._images = ImageStore(settings.resolved_storage_url)
         self._registry = new_registry()
@@ -96,16 +104,21 @@ class Service:
 
     async def drain(self) -> None:
         """Refuse new work, let running work finish within the setting, leave the rest queued for the next start."""
+        seconds = self._settings.drain_seconds
+        began = time.monotonic()
         self._jobs.drain()
-        if not await self._runner.drain(self._settings.drain_seconds):
-            log.warning("running work did not finish in %g s and will run again", self._settings.drain_seconds)
-        await self._board.settle()
+        finished = await self._runner.drain(seconds)
+        stored = await self._board.settle(seconds - (time.monotonic() - began))
+        if not (finished and stored):
+            log.warning("running work did not finish in %g s and will run again at the next start", seconds)
         self._jobs.stop()
 
     async def _stop(self) -> None:
         self._jobs.stop()
         await asyncio.to_thread(self._runner.stop)
-        await self._board.settle()
+        if not await self._board.settle(STOP_SECONDS):
+            log.error("pictures are still being written after %g s; leaving without them", STOP_SECONDS)
+            os._exit(1)  # an orderly exit would wait for the threads that write
         await asyncio.to_thread(self._delivery.close)
         await asyncio.to_thread(self._database.close)
 
@@ -116,6 +129,19 @@ class Service:
                 await self._jobs.purge()
             except Exception:
                 log.exception("old jobs could not be deleted; trying again later")
+
+
+def lock(data_dir: Path) -> IO[bytes]:
+    """Keep the data folder to this process for as long as the returned file is open."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = (data_dir / "lock").open("wb")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StartupError(f"SAFELIGHT_DATA_DIR: another process serves from {str(data_dir)!r}") from error
+    except OSError as error:
+        raise StartupError(f"SAFELIGHT_DATA_DIR: {str(data_dir)!r} cannot be used: {error.strerror}") from error
+    return file
 
 
 def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
@@ -129,7 +155,7 @@ def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], Abstrac
     for router in (generate.router, jobs.router, streams.router, operations.router):
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(problems.BodyGuard, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(problems.BodyGuard, max_bytes=MAX_BODY_BYTES, paths={"/generate"})
     Instrumentator(
         should_group_status_codes=False,
         excluded_handlers=["^/metrics$", "^/health"],

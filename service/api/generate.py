@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from observability.events import Reason, Source
 from service.api.problems import RESPONSES, problem
 from service.api.schemas import GenerateRequest, JobView
 from service.api.state import Services, ServicesDep
-from service.core import ImageFormat, Job, JobState
-from service.errors import InvalidRequest
+from service.core import ImageFormat, Job, JobState, ModelInfo
+from service.errors import InvalidRequest, Unavailable
 from service.jobs.flight import Snapshot
 
 router = APIRouter(tags=["generation"], responses=RESPONSES)
@@ -52,35 +53,57 @@ async def generate(
     ] = None,
 ) -> Response:
     """Accept a job (202). With `wait` or an image type in `Accept`, hold the answer until the job ends."""
-    wanted = _wanted_format(accept)
+    wanted = _wanted_format(accept, body)
     order = body.order(
-        services.model(),
+        _model(services),
         output_format=_output_format(body, wanted),
         idempotency_key=_checked_key(idempotency_key),
     )
     if wanted is not None and body.num_images > 1:
         raise InvalidRequest("must be 1 when the answer is to be the picture itself", field="num_images")
-    snapshot, _is_new = await services.jobs.accept(order)
+    snapshot, is_new = await services.jobs.accept(order)
     if wait is None and wanted is not None:
         wait = min(MAX_WAIT_SECONDS, body.timeout_s + 1)
     if wait is not None and not snapshot.job.is_finished:
-        snapshot = await _wait(request, services, snapshot.job.id, wait, on_disconnect == "cancel")
+        cancels = is_new and on_disconnect == "cancel"
+        snapshot = await _wait(request, services, snapshot.job.id, wait, cancels)
     if wanted is not None and snapshot.job.is_finished:
         return await _bytes(services, snapshot.job)
     return _job_response(snapshot, 200 if wait is not None and snapshot.job.is_finished else 202)
 
 
-def _wanted_format(accept: str) -> ImageFormat | None:
-    """The first image format that the Accept header names, or None for JSON."""
-    for part in accept.split(","):
-        media_type = part.split(";")[0].strip().lower()
-        if media_type in ACCEPTED:
-            return ACCEPTED[media_type]
-        if media_type == "image/*":
-            return ImageFormat.PNG
-        if media_type in {"application/json", "*/*"}:
-            return None
-    return None
+def _model(services: Services) -> ModelInfo:
+    """The loaded model; a request that comes before it is counted as rejected."""
+    try:
+        return services.model()
+    except Unavailable:
+        services.jobs.reject(Source.USER, Reason.NOT_READY)
+        raise
+
+
+def _wanted_format(accept: str, body: GenerateRequest) -> ImageFormat | None:
+    """The image format that the Accept header likes best, or None for JSON.
+
+    `image/*` leaves the choice to the body.
+    """
+    choices: dict[str, ImageFormat | None] = {**ACCEPTED, "image/*": ImageFormat(body.output_format or "png")}
+    choices |= dict.fromkeys(("application/json", "application/*", "*/*"))
+    best, best_quality = None, 0.0
+    for part in accept.lower().split(","):
+        media_type, *options = (each.strip() for each in part.split(";"))
+        quality = _quality(options)
+        if media_type in choices and quality > best_quality:
+            best, best_quality = choices[media_type], quality
+    return best
+
+
+def _quality(options: list[str]) -> float:
+    """The `q` of one part of an Accept header; 1 when it is missing, 0 when it cannot be read."""
+    given = next((each.removeprefix("q=") for each in options if each.startswith("q=")), "1")
+    try:
+        return float(given)
+    except ValueError:
+        return 0.0
 
 
 def _output_format(body: GenerateRequest, wanted: ImageFormat | None) -> ImageFormat:

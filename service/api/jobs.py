@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -15,7 +16,8 @@ from service.errors import InvalidRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=RESPONSES)
 
-JobId = Annotated[str, Path(max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
+JOB_ID = re.compile("[0-9A-Za-z_-]{1,64}")
+JobId = Annotated[str, Path(pattern=f"^{JOB_ID.pattern}$")]
 
 
 @router.get("", summary="Jobs, newest first")

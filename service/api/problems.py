@@ -1,7 +1,7 @@
-"""Every error as an RFC 9457 problem document; what the client sent is never echoed."""
+"""Every error as an RFC 9457 problem document; values that the client sent in a body are never echoed."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +14,7 @@ from service.errors import SafelightError
 
 log = logging.getLogger("safelight.api")
 
+MAX_ERRORS = 20
 MEDIA_TYPE = "application/problem+json"
 RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "The request cannot be served as it is."},
@@ -50,7 +51,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [FieldProblem(field=_path(each["loc"]), detail=each["msg"]) for each in error.errors()]
+        errors = [FieldProblem(field=_path(each["loc"]), detail=each["msg"]) for each in error.errors()[:MAX_ERRORS]]
         malformed = any(each["type"] == "json_invalid" for each in error.errors())
         status, title = (400, "Malformed JSON") if malformed else (422, "Invalid request")
         detail = "; ".join(f"{each.field}: {each.detail}" for each in errors[:5])
@@ -74,15 +75,16 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 class BodyGuard:
-    """Refuses bodies that are not declared as JSON (415) and those that are too long (413), declared or not."""
+    """On `paths` that take JSON, refuses bodies not declared as such (415); anywhere, those that are too long (413)."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, paths: Collection[str]) -> None:
         self._app = app
+        self._paths = frozenset(paths)
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer."""
-        if scope["type"] == "http" and scope["method"] in {"POST", "PUT", "PATCH"}:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._paths:
             refusal = self._refusal(dict(scope["headers"]))
             if refusal is not None:
                 await refusal(scope, receive, send)

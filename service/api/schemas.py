@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from observability.events import Priority, Source, Stage
 from service.core import ImageFormat, JobState, ModelInfo, Params
@@ -15,6 +15,7 @@ from service.settings import SchedulerName
 
 MAX_SEED = 2**53 - 1
 LCM_MAX_STEPS = 50
+MAX_FIELDS = 50
 
 
 def _printable(text: str) -> str:
@@ -43,8 +44,8 @@ class GenerateRequest(BaseModel):
     guidance_scale: Annotated[
         float | None, Field(ge=1.0, le=20.0, allow_inf_nan=False, description="How closely to follow the prompt.")
     ] = None
-    width: Annotated[int | None, Field(ge=8, le=8192, description="Pixels; see GET /model for what is allowed.")] = None
-    height: Annotated[int | None, Field(ge=8, le=8192, description="Pixels; as width.")] = None
+    width: Annotated[int | None, Field(description="Pixels; see GET /model for what is allowed.")] = None
+    height: Annotated[int | None, Field(description="Pixels; as width.")] = None
     seed: Annotated[
         int | None, Field(ge=0, le=MAX_SEED, description="Seed of the first picture; drawn when left out.")
     ] = None
@@ -58,9 +59,16 @@ class GenerateRequest(BaseModel):
     ] = 300.0
     cache: Annotated[bool, Field(description="Whether an earlier, identical answer will do.")] = True
 
-    def fingerprint(self) -> str:
-        """Hash of the body as it was meant, to tell whether an idempotency key comes with the same one."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise ValueError(f"must have at most {MAX_FIELDS} fields")
+        return data
+
+    def fingerprint(self, output_format: ImageFormat) -> str:
+        """Hash of what is asked for, to tell whether an idempotency key comes with the same request."""
+        return hashlib.sha256(f"{output_format} {self.model_dump_json()}".encode()).hexdigest()
 
     def order(self, model: ModelInfo, *, output_format: ImageFormat, idempotency_key: str | None) -> Order:
         """The complete order for `model`. Raises `InvalidRequest` for what this model does not allow."""
@@ -69,8 +77,8 @@ class GenerateRequest(BaseModel):
             negative_prompt=self.negative_prompt,
             num_inference_steps=self.num_inference_steps or model.default_steps,
             guidance_scale=float(self.guidance_scale or model.default_guidance_scale),
-            width=self.width or model.default_width,
-            height=self.height or model.default_height,
+            width=model.default_width if self.width is None else self.width,
+            height=model.default_height if self.height is None else self.height,
             seed=random.randrange(MAX_SEED - 8) if self.seed is None else self.seed,
             num_images=self.num_images,
             scheduler=self.scheduler or model.default_scheduler,
@@ -85,7 +93,7 @@ class GenerateRequest(BaseModel):
             timeout=self.timeout_s,
             use_cache=self.cache,
             idempotency_key=idempotency_key,
-            fingerprint=self.fingerprint(),
+            fingerprint=self.fingerprint(output_format),
         )
 
 

@@ -7,7 +7,6 @@ from fastapi import Depends
 from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
-from observability.events import Reason, Source
 from service.core import ModelInfo
 from service.errors import Unavailable
 from service.jobs.runner import Runner
@@ -27,7 +26,6 @@ class Services:
     def model(self) -> ModelInfo:
         """The loaded model. Raises `Unavailable` while there is none yet."""
         if self.runner.info is None:
-            self.jobs.reject(Source.USER, Reason.NOT_READY)
             raise Unavailable("the model is still loading", retry_after=RETRY_SECONDS)
         return self.runner.info
 

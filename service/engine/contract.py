@@ -134,7 +134,7 @@ class Engine(Protocol):
         """Start the engine; `on_message` is called from a thread of the engine's own."""
 
     def send(self, command: Command) -> None:
-        """Hand over a command; never blocks for long, and is a no-op once the engine is lost."""
+        """Hand over a command; never blocks, and is a no-op once the engine is lost."""
 
     def stop(self) -> None:
         """End the engine, whatever it is doing."""
@@ -174,8 +174,8 @@ class Model(Protocol):
     def info(self) -> ModelInfo:
         """What it is and what it can do."""
 
-    def generate(self, pictures: Sequence[Picture], on_step: Callable[[], None]) -> Batch:
-        """Make all `pictures` in one batch, calling `on_step` after each denoising step.
+    def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
+        """Make all `pictures` in one batch, calling `on_step` with the seconds of each denoising step after it.
 
         An exception of `on_step` ends the batch and is passed on.
         """

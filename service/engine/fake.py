@@ -1,15 +1,16 @@
 """A stand-in model without weights: deterministic pictures, as fast or slow as asked, failing on demand.
 
-`fake:?step_ms=20&load_ms=0&size=64&fail=WORD&hang=WORD&crash=WORD&oom_above=N` is the model's address. A prompt
+`fake:?step_ms=20&load_ms=0&size=64&fail=WORD&hang=WORD&crash=WORD&oom_above=N&hold=FILE` is its address. A prompt
 that holds the word of `fail` raises, of `crash` ends the process, of `hang` never comes back; a batch of more
-than `oom_above` pictures raises `MemoryError`. A prompt of over 24 words counts as truncated. It draws nothing
-but a colour derived from prompt and seed.
+than `oom_above` pictures raises `MemoryError`. Each step waits as long as the file of `hold` exists. A prompt of
+over 24 words counts as truncated. It draws nothing but a colour derived from prompt and seed.
 """
 
 import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
@@ -21,6 +22,7 @@ from service.engine.loading import revision
 from service.settings import SCHEDULER_NAMES, EngineSettings
 
 SCHEME = "fake:"
+HOLD_SECONDS = 0.005
 
 
 class FakeModel:
@@ -31,6 +33,7 @@ class FakeModel:
         self._step_seconds = float(options.get("step_ms", 0)) / 1e3
         self._sleep = sleep
         self._words = {action: options.get(action) for action in ("fail", "hang", "crash")}
+        self._hold = Path(options["hold"]) if "hold" in options else None
         self._oom_above = int(options.get("oom_above", 10**6))
         size = int(options.get("size", 64))
         self.info = ModelInfo(
@@ -53,14 +56,17 @@ class FakeModel:
         )
         sleep(float(options.get("load_ms", 0)) / 1e3)
 
-    def generate(self, pictures: Sequence[Picture], on_step: Callable[[], None]) -> Batch:
+    def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
         """One colour a picture; see `Model.generate`."""
         started = time.monotonic()
         for _ in range(pictures[0].params.num_inference_steps):
+            begun = time.monotonic()
+            while self._hold is not None and self._hold.exists():
+                self._sleep(HOLD_SECONDS)
             if self._step_seconds:
                 self._sleep(self._step_seconds)
             self._misbehave(pictures)
-            on_step()
+            on_step(time.monotonic() - begun)
         return Batch(
             pixels=tuple(colour(each) for each in pictures),
             truncated=tuple(len(each.params.prompt.split()) > 24 for each in pictures),

@@ -28,9 +28,18 @@ def check_folder(model: str) -> None:
         parts = json.loads(index.read_text())
     except (OSError, ValueError) as error:
         raise StartupError(f"{VARIABLE}: {index} cannot be read as a diffusers model index ({error})") from error
+    if not isinstance(parts, dict):
+        raise StartupError(f"{VARIABLE}: {index} is no diffusers model index: it must hold an object")
     for name, kind in parts.items():
         if isinstance(kind, list) and kind and kind[0] is not None and not (folder / name).is_dir():
             raise StartupError(f"{VARIABLE}: {folder} lacks the folder {name!r} that its model index names")
+        if name.startswith("tokenizer") and (folder / name).is_dir() and not _has_vocabulary(folder / name):
+            raise StartupError(f"{VARIABLE}: {folder / name} holds no tokenizer")
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    """Whether a tokenizer's folder holds one; the libraries would make an empty one without a word."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"))
 
 
 def describe_failure(model: str, error: Exception) -> str:

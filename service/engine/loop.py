@@ -68,13 +68,14 @@ class EngineLoop:
 
     def turn(self) -> None:
         """One turn of the loop: at most one batch."""
-        choice = choose(self._waiting, self._clock(), self._window, self._max_batch)
+        window = 0.0 if self._draining else self._window
+        choice = choose(self._waiting, self._clock(), window, self._max_batch)
         if isinstance(choice, Run):
             self._start(choice.pictures)
             self._run(choice.pictures)
             self._receive(timeout=0.0)
         else:
-            if self._draining and not self._drained:
+            if self._draining and not self._waiting and not self._drained:
                 self._drained = True
                 self._send(Drained())
             until = self._clock() + BEAT_SECONDS
@@ -165,13 +166,10 @@ class EngineLoop:
         else:
             self._retire(pictures, batch)
 
-    def _boundary(self, pictures: Sequence[Picture]) -> Callable[[], None]:
+    def _boundary(self, pictures: Sequence[Picture]) -> Callable[[float], None]:
         """What happens between two denoising steps of a batch of `pictures`."""
-        last = self._clock()
 
-        def on_step() -> None:
-            nonlocal last
-            now = self._clock()
+        def on_step(seconds: float) -> None:
             present = [each for each in pictures if each.task_id in self._tasks]
             for each in present:
                 self._tasks[each.task_id].steps_done += 1
@@ -179,9 +177,8 @@ class EngineLoop:
                 if each.task_id in self._left:
                     self._send(Happened(StepsWasted(self._left[each.task_id], 1)))
             done = {each.task_id: self._tasks[each.task_id].steps_done for each in present}
-            self._send(Happened(BatchStepped(len(done), len(pictures), now - last)))
+            self._send(Happened(BatchStepped(len(done), len(pictures), seconds)))
             self._send(Stepped(done))
-            last = now
             self._receive(timeout=0.0)
             if not any(each.task_id in self._tasks for each in pictures):
                 raise Aborted

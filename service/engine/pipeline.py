@@ -45,6 +45,8 @@ class PipelineModel:
 
     def _describe(self, settings: EngineSettings) -> ModelInfo:
         names = schedulers.names_for(self._own_scheduler)
+        if settings.scheduler not in (None, *names):
+            raise StartupError(f"SAFELIGHT_SCHEDULER: this model takes {', '.join(names)}, not {settings.scheduler}")
         defaults = _defaults(locate(settings.model))
         native = _native_size(self._pipe)
         tokenizer = getattr(self._pipe, "tokenizer", None)
@@ -62,7 +64,7 @@ class PipelineModel:
             max_size=settings.max_size or native * 3 // 2,
             size_multiple=self._pipe.vae_scale_factor * (2 if hasattr(self._pipe, "transformer") else 1),
             schedulers=names,
-            default_scheduler=settings.scheduler if settings.scheduler in names else names[0],
+            default_scheduler=settings.scheduler or names[0],
             default_steps=int(defaults.get("num_inference_steps", 20)),
             default_guidance_scale=float(
                 defaults.get("guidance_scale", guidance.default if guidance is not None else 1.0)
@@ -71,14 +73,13 @@ class PipelineModel:
             supports_negative_prompt="negative_prompt" in self._accepts,
         )
 
-    def generate(self, pictures: Sequence[Picture], on_step: Callable[[], None]) -> Batch:
+    def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
         """One pipeline call for all `pictures`; see `Model.generate`."""
         first = pictures[0].params
         watch = _StageWatch(self._denoiser, self._device)
 
         def after_step(_pipe: object, _step: int, _timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
-            watch.stepped()
-            on_step()
+            on_step(watch.stepped())
             return kwargs
 
         self._pipe.scheduler = schedulers.make(first.scheduler, self._own_scheduler)
@@ -131,13 +132,14 @@ class _StageWatch:
 
     def _called(self, *_: object) -> None:
         if self._first_call is None:
-            self._first_call = time.monotonic()
+            self._first_call = self._last_step = time.monotonic()
 
-    def stepped(self) -> None:
-        """A denoising step was issued; wait for it on an asynchronous device, so that times are true."""
+    def stepped(self) -> float:
+        """A denoising step was issued; wait for it on an asynchronous device, and return its true seconds."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._last_step = time.monotonic()
+        before, self._last_step = self._last_step, time.monotonic()
+        return self._last_step - before
 
     @property
     def timings(self) -> dict[Stage, float]:

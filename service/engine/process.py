@@ -5,6 +5,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 
 from service.engine import worker
 from service.engine.contract import Command, LoadFailed, Lost, Message
@@ -24,7 +25,7 @@ class ProcessEngine:
         self._settings = settings
         self._slots = slots
         self._context = multiprocessing.get_context("spawn")
-        self._connection: Connection[Command, Message] | None = None
+        self._outbox: SimpleQueue[Command | None] | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
         self._stopping = False
 
@@ -38,15 +39,19 @@ class ProcessEngine:
         )
         process.start()
         theirs.close()
-        self._connection, self._process = ours, process
-        threading.Thread(
-            target=self._read, args=(ours, process, on_message), name="safelight-engine-reader", daemon=True
-        ).start()
+        outbox: SimpleQueue[Command | None] = SimpleQueue()
+        self._outbox, self._process = outbox, process
+        for name, work, args in (
+            ("reader", self._read, (ours, process, outbox, on_message)),
+            ("writer", _write, (ours, outbox)),
+        ):
+            threading.Thread(target=work, args=args, name=f"safelight-engine-{name}", daemon=True).start()
 
     def _read(
         self,
         connection: "Connection[Command, Message]",
         process: multiprocessing.process.BaseProcess,
+        outbox: "SimpleQueue[Command | None]",
         on_message: Callable[[Message], None],
     ) -> None:
         load_failed = False
@@ -56,17 +61,20 @@ class ProcessEngine:
                 load_failed |= isinstance(message, LoadFailed)
                 on_message(message)
         except (EOFError, OSError):
-            process.join(timeout=10)
-            if not self._stopping and not load_failed:
-                on_message(Lost(process.exitcode))
+            log.debug("the engine closed its end")
+        except Exception:
+            log.exception("the engine said something that cannot be read")
+        outbox.put(None)
+        if not load_failed:
+            process.kill()  # it holds the device's memory as long as it lives
+        process.join(timeout=10)
+        if not self._stopping and not load_failed:
+            on_message(Lost(process.exitcode))
 
     def send(self, command: Command) -> None:
         """Hand over a command; it is dropped when the process is gone, which `Lost` has told or will tell."""
-        try:
-            if self._connection is not None:
-                self._connection.send(command)
-        except OSError:
-            log.debug("the engine is gone; dropped %s", type(command).__name__)
+        if self._outbox is not None:
+            self._outbox.put(command)
 
     def stop(self) -> None:
         """Kill the process: whatever runs is recorded as unfinished and runs again at the next start."""
@@ -74,5 +82,12 @@ class ProcessEngine:
         if self._process is not None:
             self._process.kill()
             self._process.join(timeout=10)
-        if self._connection is not None:
-            self._connection.close()
+
+
+def _write(connection: "Connection[Command, Message]", outbox: "SimpleQueue[Command | None]") -> None:
+    """Send what is put into `outbox`, up to a None. In a thread, since an engine that does not read blocks it."""
+    try:
+        while (command := outbox.get()) is not None:
+            connection.send(command)
+    except OSError:
+        log.debug("the engine is gone; what was not sent is dropped")

@@ -41,9 +41,9 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings, s
         connection.send(LoadFailed(error.detail))
         return
     except Exception as error:  # noqa: BLE001  # whatever the warm-up raises; the parent reports it
-        connection.send(
-            LoadFailed(f"SAFELIGHT_MODEL: {settings.model!r} cannot generate: {type(error).__name__}: {error}")
-        )
+        lines = str(error).splitlines() or [""]
+        detail = f"SAFELIGHT_MODEL: {settings.model!r} cannot generate: {type(error).__name__}: {lines[0]}"
+        connection.send(LoadFailed(detail))
         return
     connection.send(Ready(model.info, loaded - started, time.monotonic() - loaded, step_seconds))
     window = settings.batch_window_ms / 1e3 if settings.batching == "window" else 0.0
@@ -76,9 +76,9 @@ def warm(model: Model) -> float:
         scheduler=info.default_scheduler,
         output_format=ImageFormat.PNG,
     )
-    marks: list[float] = []
-    model.generate([Picture("warm-up", 0, params)], lambda: marks.append(time.monotonic()))
-    return marks[-1] - marks[-2]
+    steps: list[float] = []
+    model.generate([Picture("warm-up", 0, params)], steps.append)
+    return steps[-1]
 
 
 def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]") -> None:

@@ -20,10 +20,12 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def settle(self) -> None:
-        """Wait until all of it has ended."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
+    async def settle(self, seconds: float) -> bool:
+        """Wait at most `seconds` until all of it has ended; return whether it has."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._tasks and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        return not self._tasks
 
 
 async def _logged(work: Coroutine[Any, Any, Any]) -> None:

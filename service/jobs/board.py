@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from sqlalchemy import Connection
@@ -21,10 +22,12 @@ from observability.events import (
     RequestStarted,
     Stage,
     StageFinished,
+    StepsWasted,
 )
 from observability.observer import Observer
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Submit
+from service.errors import Unavailable
 from service.jobs import table
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
@@ -35,6 +38,7 @@ from service.storage.database import Database
 log = logging.getLogger("safelight.jobs")
 
 MAX_CRASHES = 2
+RECORD_AGAIN_SECONDS = 1.0
 
 
 class Board:
@@ -61,6 +65,7 @@ class Board:
         self._live: dict[str, LiveJob] = {}
         self._flights = Flights()
         self._background = Background()
+        self._stopping = asyncio.Event()
 
     # Entering
 
@@ -126,6 +131,8 @@ class Board:
         """The engine died: tasks that were in its batch run once more, each alone; then they fail."""
         for flight in [each for each in self._flights if each.has_started]:
             flight.crashes += 1
+            if flight.steps_done:
+                self._observer.observe(StepsWasted(Reason.ENGINE_CRASHED, flight.steps_done))
             flight.has_started, flight.steps_done = False, 0
             if flight.crashes >= MAX_CRASHES:
                 self._flights.remove(flight)
@@ -139,10 +146,11 @@ class Board:
     def _mark_processing(self, live: LiveJob) -> None:
         if live.closing:
             return
-        waited = self._clock() - live.accepted_at
-        timings = {**live.job.timings, Stage.QUEUE_WAIT: waited}
-        live.job = live.job.but(state=JobState.PROCESSING, started_at=self._wall(), timings=timings)
-        self._observer.observe(RequestStarted(live.job.priority, waited))
+        live.job = live.job.but(state=JobState.PROCESSING, started_at=self._wall())
+        if Stage.QUEUE_WAIT not in live.job.timings:  # it is there when the job starts again after a crash
+            waited = self._clock() - live.accepted_at
+            live.job = live.job.but(timings={Stage.QUEUE_WAIT: waited})
+            self._observer.observe(RequestStarted(live.job.priority, waited))
         self._save_and_publish(live)
 
     async def _deliver(self, flight: Flight, message: Finished) -> None:
@@ -152,6 +160,7 @@ class Board:
             log.exception("job %s: its pictures could not be stored", flight.id)
             self._flights.remove(flight)
             self._fail(flight, Reason.STORAGE_ERROR, "the pictures could not be stored")
+            await self._delivery.discard(flight.id)
             return
         for stage, seconds in delivered.timings.items():
             self._observer.observe(StageFinished(stage, seconds))
@@ -215,29 +224,37 @@ class Board:
             self._send(Cancel(flight.id, reason))
 
     async def _close(self, ending: Mapping[LiveJob, Job], record: Callable[[Connection], None]) -> None:
-        """Record the ends of claimed jobs, then tell everybody. Jobs whose end cannot be recorded fail."""
+        """Record the ends of claimed jobs, then tell everybody. If the service stops before that can be done, the
+        record says unfinished and the next start runs them again.
+        """
         try:
-            await self._database.run(record)
+            recorded = await self._record(record)
         except Exception:
-            log.exception("the end of %d jobs could not be recorded", len(ending))
+            log.exception("the end of %d jobs could not be recorded; they fail", len(ending))
             ending = {live: _unrecorded(job) for live, job in ending.items()}
-            await self._record_failures(ending.values())
+            recorded = await self._record(partial(table.save_all, jobs=list(ending.values())))
+        if not recorded:
+            return
         for live, job in ending.items():
             live.job = job
             self._live.pop(job.id, None)
             live.flight.members.pop(job.id, None)
             live.done.set()
-            self._publish(live)
+            live.tell(Snapshot(job, live.flight.steps_done, None, None))
             self.observe_end(job, self._clock() - live.accepted_at)
         self._queue_changed()
 
-    async def _record_failures(self, jobs: Iterable[Job]) -> None:
-        """Record failed jobs if the database allows; if not, the next start finds them unfinished and runs them."""
-        for job in jobs:
+    async def _record(self, record: Callable[[Connection], None]) -> bool:
+        """Run a transaction, again and again while the database cannot be used; False when the service stops first."""
+        while not self._stopping.is_set():
             try:
-                await self._database.run(partial(table.save, job=job))
-            except Exception:
-                log.exception("job %s: its failure could not be recorded", job.id)
+                await self._database.run(record)
+            except Unavailable:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), RECORD_AGAIN_SECONDS)
+            else:
+                return True
+        return False
 
     def observe_end(self, job: Job, seconds: float) -> None:
         """Emit the one terminal event of a job."""
@@ -292,12 +309,13 @@ class Board:
 
     # Stopping
 
-    async def settle(self) -> None:
-        """Wait until every job that is being ended has ended."""
-        await self._background.settle()
+    async def settle(self, seconds: float) -> bool:
+        """Wait at most `seconds` until every job that is being ended has ended; return whether all have."""
+        return await self._background.settle(seconds)
 
     def stop(self) -> None:
-        """Let go of everyone who watches a job that stays unfinished."""
+        """Let go of everyone who watches a job that stays unfinished; stop trying to record ends."""
+        self._stopping.set()
         for live in self._live.values():
             if live.timer is not None:
                 live.timer.cancel()

@@ -49,12 +49,15 @@ class Delivery:
         """In one transaction: the blob, the jobs that it completes, and the response for the cache."""
         now = self._wall()
         table.add_blob(connection, blob, size, now)
-        for job in jobs:
-            table.save(connection, job)
+        table.save_all(connection, jobs)
         cacheable = next((job for job in jobs if job.cache_key is not None), None)
         if cacheable is not None and cacheable.cache_key is not None:
             response = CachedResponse(cacheable.cache_key, cacheable.params.seed, blob, truncated)
             self._cache.put(connection, response, cacheable.params.prompt_key(cacheable.revision), now)
+
+    async def discard(self, blob: str) -> None:
+        """Remove what was written of a blob that will not be recorded. Raises what the image store raises."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._images.delete, blob)
 
     def close(self) -> None:
         """Wait for what is being written."""

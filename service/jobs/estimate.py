@@ -29,5 +29,10 @@ class Estimator:
         own = flight.params.num_inference_steps * rounds - flight.steps_done / min(
             flight.params.num_images, self._slots
         )
-        before = sum(each.params.total_steps - each.steps_done for each in ahead) / self._slots
+        before = sum(self._steps_left(each) for each in ahead)
         return (max(own, 0.0) + before) * self._step_seconds
+
+    def _steps_left(self, flight: Flight) -> float:
+        """Denoising steps of the batches that `flight` needs: what runs has its batch, what waits will share one."""
+        sharing = min(flight.params.num_images, self._slots) if flight.has_started else self._slots
+        return (flight.params.total_steps - flight.steps_done) / sharing

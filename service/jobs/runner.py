@@ -56,6 +56,7 @@ class Runner:
         self._board: Board | None = None
         self._last_beat: float | None = None  # None while loading: that may take any time
         self._drained = asyncio.Event()
+        self._is_draining = False
         self.info: ModelInfo | None = None
         self.is_ready = False
 
@@ -133,19 +134,24 @@ class Runner:
         if self.info is None:
             self._on_load_failed(f"the engine process ended with {message.exit_code} while it loaded the model")
             return
+        if self._is_draining:
+            self._drained.set()
+            return
         log.error("the engine process ended with %s; starting a new one", message.exit_code)
-        self.is_ready, self._last_beat = False, None
+        self.is_ready = False  # the last beat is kept: an engine that does not come back fails the liveness check
         self._observer.observe(EngineLost())
         self._board.engine_lost()
         self._loop.call_later(RESTART_SECONDS, self._restart)
 
     def _restart(self) -> None:
         assert self._board is not None, "started"
-        self._engine.start(self._from_engine)
-        self._board.resubmit()
+        if not self._is_draining:
+            self._engine.start(self._from_engine)
+            self._board.resubmit()
 
     async def drain(self, seconds: float) -> bool:
         """Let running work finish for at most `seconds` and start no more; return whether all of it did."""
+        self._is_draining = True
         if not self.is_ready:
             return True
         self._engine.send(Drain())

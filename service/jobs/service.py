@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -113,7 +113,7 @@ class JobService:
             self._board.observe_end(job, seconds=0.0)
         else:
             result = CacheResult.COALESCED if self._board.enter(job) else CacheResult.MISS
-        if order.use_cache:
+        if order.use_cache and (order.seed_given or self._cache_variants):
             self._observer.observe(CacheLookedUp(result))
         return self._board.snapshot(job), True
 
@@ -203,7 +203,7 @@ class JobService:
             return self._board.snapshot(live.job)
         return await self.get(job_id)
 
-    async def follow(self, job_id: str) -> AsyncIterator[Snapshot]:
+    async def follow(self, job_id: str) -> AsyncGenerator[Snapshot]:
         """The job as it is, then at every change, up to its end or the service's. Raises `NotFound`."""
         live = self._board.live(job_id)
         if live is None:
@@ -231,10 +231,14 @@ class JobService:
         return self._board.snapshot(live.job)
 
     async def abandon(self, job_id: str) -> None:
-        """A client that waited for the job is gone: cancel it, unless somebody else waits for it or it has ended."""
+        """The client that waited for its new job is gone: cancel it, unless somebody else waits for it.
+
+        Its idempotency key can be used again, so that a retry gets a job that runs.
+        """
         live = self._board.live(job_id)
         if live is not None and not live.waiters:
             await self._board.end(live, JobState.CANCELLED, Reason.DISCONNECTED)
+            await self._database.run(partial(table.free_keys, job_id=job_id))
 
     async def purge(self) -> int:
         """Delete what is past its time: jobs, cached responses, and pictures that nothing points at; count jobs."""
@@ -247,7 +251,10 @@ class JobService:
 
         deleted, blobs = await self._database.run(delete)
         for blob in blobs:
-            await asyncio.to_thread(self._images.delete, blob)
+            try:
+                await asyncio.to_thread(self._images.delete, blob)
+            except OSError:
+                log.exception("the pictures of %s could not be deleted", blob)
         return deleted
 
     def drain(self) -> None:

@@ -27,6 +27,17 @@ def save(connection: Connection, job: Job) -> None:
     connection.execute(update(jobs).where(jobs.c.id == job.id, _is_unfinished).values(**_columns(job)))
 
 
+def save_all(connection: Connection, jobs: Sequence[Job]) -> None:
+    """`save` each."""
+    for job in jobs:
+        save(connection, job)
+
+
+def free_keys(connection: Connection, job_id: str) -> None:
+    """Make the idempotency keys of a job stand for nothing, so that they can be used again."""
+    connection.execute(delete(idempotency).where(idempotency.c.job_id == job_id))
+
+
 def add_blob(connection: Connection, blob: str, size: int, now: float) -> None:
     """Record a blob of `size` bytes, so that jobs and cached responses can point at it."""
     connection.execute(insert(blobs).values(id=blob, bytes=size, created_at=now))

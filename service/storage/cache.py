@@ -44,6 +44,8 @@ class ResponseCache:
 
         None as long as there are fewer: until then each request adds a variant of its own.
         """
+        if not variants:
+            return None
         query = (
             select(responses.c.key)
             .where(responses.c.prompt_key == prompt_key, responses.c.created_at > now - self._ttl)
@@ -51,7 +53,7 @@ class ResponseCache:
             .limit(variants)
         )
         keys = connection.execute(query).scalars().all()
-        if not variants or len(keys) < variants:
+        if len(keys) < variants:
             return None
         return self.find(connection, random.choice(keys), now)
 

@@ -91,7 +91,7 @@ async def test_a_finished_job_is_recorded_before_anybody_is_told(scene: Scene) -
     await live.done.wait()
     assert scene.record("a").state is JobState.COMPLETED
     assert scene.images.get("a", 0, build.params().output_format)
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert len(scene.ends) == 1
 
 
@@ -109,7 +109,7 @@ async def test_a_race_of_ends_has_one_winner(scene: Scene, order: str) -> None:
         await asyncio.sleep(0.01)
     won = await asyncio.gather(*cancels)
     scene.finish("a")
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert sum(won) <= 1
     assert len(scene.ends) == 1
     assert scene.record("a").state.value == scene.ends[0].outcome.value == live.job.state.value
@@ -135,7 +135,7 @@ async def test_a_request_that_joins_while_pictures_are_stored_gets_them(scene: S
     scene.board.started(["a"])
     scene.finish("a")
     assert scene.enter("b", cache_key="k") is True
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert scene.record("b").state is JobState.COMPLETED
     assert scene.record("b").blob == "a"
 
@@ -153,7 +153,7 @@ async def test_a_task_in_two_crashes_fails_and_the_others_run_again(scene: Scene
     assert alone == {"culprit": True, "bystander": False}
     scene.board.started(["culprit"])
     scene.board.engine_lost()
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert scene.record("culprit").reason is Reason.ENGINE_CRASHED
     assert scene.board.live("bystander") is not None
 
@@ -162,7 +162,7 @@ async def test_a_job_whose_time_is_over_at_entry_expires(scene: Scene) -> None:
     """As after a long stop of the service."""
     scene.enter("late", expires_at=NOW - 1)
     await asyncio.sleep(0.01)
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert scene.record("late").state is JobState.EXPIRED
 
 
@@ -172,7 +172,7 @@ async def test_pictures_that_cannot_be_stored_fail_the_job(scene: Scene, tmp_pat
     scene.enter("a")
     scene.board.started(["a"])
     scene.finish("a")
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert scene.record("a").reason is Reason.STORAGE_ERROR
     assert [end.reason for end in scene.ends] == [Reason.STORAGE_ERROR]
 
@@ -187,7 +187,7 @@ async def test_what_the_engine_says_of_a_job_that_has_gone_is_passed_over(scene:
     scene.board.stepped({"a": 3})
     scene.board.failed("a", Reason.MODEL_ERROR, "late")
     scene.finish("a")
-    await scene.board.settle()
+    await scene.board.settle(60)
     assert len(scene.ends) == 1
     assert scene.record("a").state is JobState.CANCELLED
 

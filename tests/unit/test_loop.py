@@ -41,14 +41,14 @@ class Bench:
         self.info = self._model.info
         self.loop = EngineLoop(self, self.inbox, self.sent.append, window=window, max_batch=max_batch)
 
-    def generate(self, pictures: Sequence[Picture], on_step: Callable[[], None]) -> Batch:
+    def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
         """The fake model's batch, recorded."""
         self.batches.append([picture.task_id for picture in pictures])
         steps = iter(range(1, 1000))
 
-        def step() -> None:
+        def step(seconds: float) -> None:
             self.after_step(next(steps))
-            on_step()
+            on_step(seconds)
 
         return self._model.generate(pictures, step)
 
@@ -172,6 +172,17 @@ def test_draining_finishes_what_has_started_and_nothing_else() -> None:
     bench.loop.turn()
     assert [type(each).__name__ for each in bench.sent[-3:]] == ["Drained", "Beat", "Beat"]
     assert len(bench.of(Drained)) == 1
+
+
+def test_draining_does_not_wait_out_a_window() -> None:
+    """Started tasks whose other pictures wait for mates run on at once; `Drained` comes after their end."""
+    bench = Bench(max_batch=2, window=3600.0)
+    bench.after_step = lambda step: bench.put(Drain()) if step == 1 else None
+    bench.put(build.submit("a", 1.0, num_images=3))
+    bench.run()
+    bench.loop.turn()
+    assert len(bench.of(Finished)) == 1
+    assert bench.sent.index(Drained()) > bench.sent.index(bench.of(Finished)[0])
 
 
 def test_submitting_a_waiting_task_again_raises_its_priority() -> None:

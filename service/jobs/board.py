@@ -14,11 +14,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from observability.events import (
-    Outcome,
-    Priority,
-    QueueChanged,
     Reason,
-    RequestFinished,
     RequestStarted,
     Stage,
     StageFinished,
@@ -31,6 +27,7 @@ from service.errors import Unavailable
 from service.jobs import table
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
+from service.jobs.ending import completed, event, unrecorded
 from service.jobs.estimate import Estimator
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
 from service.storage.database import Database
@@ -165,15 +162,11 @@ class Board:
         for stage, seconds in delivered.timings.items():
             self._observer.observe(StageFinished(stage, seconds))
         self._flights.remove(flight)
-        ending = {live: live.job for live in flight.members.values() if self._claim(live)}
-        for live, job in ending.items():
-            ending[live] = job.but(
-                state=JobState.COMPLETED,
-                finished_at=self._wall(),
-                blob=flight.id,
-                prompt_truncated=message.prompt_truncated,
-                timings={**job.timings, **message.timings, **delivered.timings},
-            )
+        ending = {
+            live: completed(live.job, flight.id, message, delivered, self._wall())
+            for live in flight.members.values()
+            if self._claim(live)
+        }
         record = partial(
             self._delivery.record,
             blob=flight.id,
@@ -231,7 +224,7 @@ class Board:
             recorded = await self._record(record)
         except Exception:
             log.exception("the end of %d jobs could not be recorded; they fail", len(ending))
-            ending = {live: _unrecorded(job) for live, job in ending.items()}
+            ending = {live: unrecorded(job) for live, job in ending.items()}
             recorded = await self._record(partial(table.save_all, jobs=list(ending.values())))
         if not recorded:
             return
@@ -241,7 +234,7 @@ class Board:
             live.flight.members.pop(job.id, None)
             live.done.set()
             live.tell(Snapshot(job, live.flight.steps_done, None, None))
-            self.observe_end(job, self._clock() - live.accepted_at)
+            self._observer.observe(event(job, self._clock() - live.accepted_at))
         self._queue_changed()
 
     async def _record(self, record: Callable[[Connection], None]) -> bool:
@@ -255,19 +248,6 @@ class Board:
             else:
                 return True
         return False
-
-    def observe_end(self, job: Job, seconds: float) -> None:
-        """Emit the one terminal event of a job."""
-        self._observer.observe(
-            RequestFinished(
-                outcome=Outcome(job.state.value),
-                reason=job.reason,
-                source=job.source,
-                work_class=job.params.work_class,
-                seconds=seconds,
-                images=0 if job.cached else job.params.num_images,
-            )
-        )
 
     # Looking
 
@@ -301,11 +281,7 @@ class Board:
         self._background.spawn(self._database.run(partial(table.save, job=live.job)))
 
     def _queue_changed(self) -> None:
-        waiting = self._flights.waiting_jobs()
-        depths = dict.fromkeys(Priority, 0)
-        for live in waiting:
-            depths[live.job.priority] += 1
-        self._observer.observe(QueueChanged(depths, min((live.accepted_at for live in waiting), default=None)))
+        self._observer.observe(self._flights.queue())
 
     # Stopping
 
@@ -320,8 +296,3 @@ class Board:
             if live.timer is not None:
                 live.timer.cancel()
             live.tell(None)
-
-
-def _unrecorded(job: Job) -> Job:
-    detail = "the end of the job could not be recorded"
-    return job.but(state=JobState.FAILED, reason=Reason.STORAGE_ERROR, detail=detail, blob=None)

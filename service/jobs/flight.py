@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from observability.events import Priority
+from observability.events import Priority, QueueChanged
 from service.core import Job, Params
 
 
@@ -113,6 +113,14 @@ class Flights:
     def waiting_jobs(self) -> list[LiveJob]:
         """Jobs whose computation has not started."""
         return [live for flight in self if not flight.has_started for live in flight.members.values()]
+
+    def queue(self) -> QueueChanged:
+        """What waits, as an event."""
+        waiting = self.waiting_jobs()
+        depths = dict.fromkeys(Priority, 0)
+        for live in waiting:
+            depths[live.job.priority] += 1
+        return QueueChanged(depths, min((live.accepted_at for live in waiting), default=None))
 
     def ahead_of(self, flight: Flight) -> list[Flight]:
         """What runs, or waits in front of `flight`."""

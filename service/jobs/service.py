@@ -17,6 +17,7 @@ from service.core import Job, JobState, Params
 from service.errors import Conflict, NotFound, QueueFull, Unavailable
 from service.jobs import table
 from service.jobs.board import Board
+from service.jobs.ending import event
 from service.jobs.flight import Snapshot
 from service.storage.cache import CachedResponse, ResponseCache
 from service.storage.database import Database
@@ -110,7 +111,7 @@ class JobService:
             return self._board.snapshot(job), False
         if job.is_finished:
             result = CacheResult.HIT
-            self._board.observe_end(job, seconds=0.0)
+            self._observer.observe(event(job, seconds=0.0))
         else:
             result = CacheResult.COALESCED if self._board.enter(job) else CacheResult.MISS
         if order.use_cache and (order.seed_given or self._cache_variants):

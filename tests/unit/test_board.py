@@ -11,6 +11,7 @@ import pytest
 from observability.events import Priority, Reason, RequestFinished
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Submit
+from service.errors import Unavailable
 from service.jobs import table
 from service.jobs.board import Board
 from service.jobs.delivery import Delivery
@@ -175,6 +176,29 @@ async def test_pictures_that_cannot_be_stored_fail_the_job(scene: Scene, tmp_pat
     await scene.board.settle(60)
     assert scene.record("a").reason is Reason.STORAGE_ERROR
     assert [end.reason for end in scene.ends] == [Reason.STORAGE_ERROR]
+
+
+async def test_an_end_that_cannot_be_recorded_is_told_when_it_can(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database is away nobody is told; then the record and the one event say the same."""
+    scene.enter("a")
+    live = scene.board.live("a")
+    assert live is not None
+    work = scene.database.run
+    calls = iter([True, False])
+
+    async def run(transaction: Any) -> Any:
+        if next(calls, False):
+            assert not scene.ends
+            raise Unavailable("away")
+        return await work(transaction)
+
+    monkeypatch.setattr("service.jobs.board.RECORD_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(scene.database, "run", run)
+    assert await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
+    assert scene.record("a").state is JobState.CANCELLED
+    assert len(scene.ends) == 1
 
 
 async def test_what_the_engine_says_of_a_job_that_has_gone_is_passed_over(scene: Scene) -> None:

@@ -126,6 +126,15 @@ def test_a_prompt_of_a_megabyte_is_refused(fake: Server) -> None:
     refused(fake.client.post("/generate", json={"prompt": "x" * 1_000_000}), 422, "prompt")
 
 
+def test_the_answer_to_very_many_unknown_fields_is_short(fake: Server) -> None:
+    """It names some of them, not all 95,000."""
+    body = json.dumps({"prompt": "x"} | dict.fromkeys(map(str, range(95_000)), 1), separators=(",", ":"))
+    response = fake.client.post("/generate", content=body, headers=JSON)
+    document = refused(response, 422)
+    assert document["errors"][0]["field"] == "0"
+    assert len(response.content) < 20_000
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_over_a_mebibyte_is_refused(fake: Server, declared: bool) -> None:
     """Whether its length is declared or it comes in chunks."""
@@ -153,8 +162,9 @@ def test_a_body_over_a_mebibyte_is_refused(fake: Server, declared: bool) -> None
         ("GET", "/jobs?cursor=bmFuIHg=", 422),
         ("GET", "/nowhere", 404),
         ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
-        ("PATCH", "/jobs/unknown", 415),
-        ("PUT", "/generate", 415),
+        ("POST", "/nowhere", 404),
+        ("PATCH", "/jobs/unknown", 405),
+        ("PUT", "/generate", 405),
         ("GET", "/generate", 405),
     ],
 )

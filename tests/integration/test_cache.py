@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import FAKE
+from tests.integration.conftest import FAKE, held
 from tests.support.server import Server, serving, until
 
 
@@ -19,6 +19,7 @@ def finished(server: Server, **body: Any) -> dict[str, Any]:
 def test_the_same_request_again_is_a_hit(fake: Server) -> None:
     """A job of its own, completed at once, with the same bytes; counted as a hit; no step is made."""
     first = finished(fake, prompt="cached", seed=5)
+    hits = fake.metric("safelight_cache_lookups_total", cache="response", result="hit")
     steps = fake.metric("safelight_steps_total")
     again = fake.generate(prompt="cached", seed=5, num_inference_steps=2)
     assert again["status"] == "completed"
@@ -27,7 +28,7 @@ def test_the_same_request_again_is_a_hit(fake: Server) -> None:
     assert again["job_id"] != first["job_id"]
     assert fake.client.get(again["image_url"]).content == fake.client.get(first["image_url"]).content
     assert fake.metric("safelight_steps_total") == steps
-    assert fake.metric("safelight_cache_lookups_total", cache="response", result="hit") >= 1
+    assert fake.metric("safelight_cache_lookups_total", cache="response", result="hit") == hits + 1
 
 
 @pytest.mark.parametrize(
@@ -74,40 +75,40 @@ def test_without_a_seed_every_answer_is_new(fake: Server) -> None:
 
 def test_concurrent_identical_requests_share_one_computation(fake: Server) -> None:
     """Ten at once: ten jobs with the same bytes, the steps of one."""
-    blocker = fake.generate(prompt="blocker", num_inference_steps=60, cache=False)
-    steps = {"prompt": "crowd", "seed": 9, "num_inference_steps": 5}
-    with ThreadPoolExecutor(10) as threads:
-        jobs = list(threads.map(lambda _: fake.generate(**steps), range(10)))
+    coalesced = {"cache": "response", "result": "coalesced"}
+    crowd: dict[str, Any] = {"prompt": "crowd", "seed": 9, "num_inference_steps": 5}
+    with held(fake), ThreadPoolExecutor(10) as threads:
+        joined, steps = fake.metric("safelight_cache_lookups_total", **coalesced), fake.metric("safelight_steps_total")
+        jobs = list(threads.map(lambda _: fake.generate(**crowd), range(10)))
     assert len({job["job_id"] for job in jobs}) == 10
     done = [fake.await_status(job["job_id"], "completed") for job in jobs]
     assert len({fake.client.get(job["image_url"]).content for job in done}) == 1
-    assert fake.await_status(blocker["job_id"], "completed")
-    assert fake.metric("safelight_cache_lookups_total", cache="response", result="coalesced") == 9
-    before = fake.metric("safelight_steps_total")
-    finished(fake, prompt="crowd", seed=10, num_inference_steps=5)
-    assert fake.metric("safelight_steps_total") == before + 5
+    assert fake.metric("safelight_cache_lookups_total", **coalesced) == joined + 9
+    assert fake.metric("safelight_steps_total") == steps + 5
 
 
 def test_cancelling_the_first_of_a_shared_computation_spares_the_others(fake: Server) -> None:
     """The computation belongs to all who wait for it."""
-    body = {"prompt": "shared and cancelled", "seed": 9, "num_inference_steps": 50}
-    first, second = fake.generate(**body), fake.generate(**body)
-    fake.await_status(first["job_id"], "processing")
-    assert fake.client.delete(f"/jobs/{first['job_id']}").status_code == 200
+    body: dict[str, Any] = {"prompt": "shared and cancelled", "seed": 9, "num_inference_steps": 5}
+    with held(fake):
+        first, second = fake.start(**body), fake.generate(**body)
+        assert second["status"] == "processing", "it shares the first one's computation"
+        assert fake.client.delete(f"/jobs/{first['job_id']}").status_code == 200
     done = fake.await_status(second["job_id"], "completed", "failed")
     assert done["status"] == "completed"
     assert fake.client.get(done["image_url"]).status_code == 200
     assert fake.job(first["job_id"])["status"] == "cancelled"
 
 
-def test_an_urgent_twin_pulls_the_shared_computation_forward(fake: Server) -> None:
+def test_an_urgent_twin_pulls_the_shared_computation_forward(sequential: Server) -> None:
     """A high-priority request that joins a waiting low one makes it urgent."""
-    blocker = fake.generate(prompt="blocker", cache=False, num_inference_steps=80)
-    low = fake.generate(prompt="twin", seed=1, priority="low", num_inference_steps=2)
-    normal = fake.generate(prompt="between", num_inference_steps=3)
-    high = fake.generate(prompt="twin", seed=1, priority="high", num_inference_steps=2)
-    assert fake.job(blocker["job_id"])["status"] in {"pending", "processing"}, "they must have waited"
-    started = [fake.await_status(job["job_id"], "completed")["started_at"] for job in (low, high, normal)]
+    with held(sequential):
+        sequential.start(prompt="blocker", num_inference_steps=1)
+        low = sequential.generate(prompt="twin", seed=1, priority="low", num_inference_steps=2)
+        normal = sequential.generate(prompt="between", num_inference_steps=3)
+        high = sequential.generate(prompt="twin", seed=1, priority="high", num_inference_steps=2)
+        assert {sequential.job(job["job_id"])["status"] for job in (low, normal, high)} == {"pending"}
+    started = [sequential.await_status(job["job_id"], "completed")["started_at"] for job in (low, high, normal)]
     assert max(started[:2]) < started[2]
 
 
@@ -193,14 +194,18 @@ def test_another_model_does_not_get_the_old_answers(data_dir: Path) -> None:
 
 def test_a_cached_answer_outlives_the_job_that_made_it(data_dir: Path) -> None:
     """Deleting the job leaves its pictures to the cache, which answers from them."""
-    with serving(data_dir, model=FAKE, retention_seconds=1) as server:
-        headers = {"accept": "image/png"}
-        first = server.client.post("/generate", json={"prompt": "x", "seed": 1}, headers=headers)
-        until(lambda: server.client.get(f"/jobs/{first.headers['x-job-id']}").status_code == 404)
-        steps = server.metric("safelight_steps_total")
-        second = server.client.post("/generate", json={"prompt": "x", "seed": 1}, headers=headers)
-        assert second.content == first.content
-        assert server.metric("safelight_steps_total") == steps
+    with serving(data_dir, model=FAKE) as server:
+        first = finished(server, prompt="x", seed=1)
+        picture = server.client.get(first["image_url"]).content
+        server.stop()
+    with serving(data_dir, model=FAKE, retention_seconds=0.2) as server:
+        until(lambda: server.recorded(first["job_id"]) is None)
+        server.stop()
+    with serving(data_dir, model=FAKE) as server:
+        assert server.client.get(f"/jobs/{first['job_id']}").status_code == 404
+        again = finished(server, prompt="x", seed=1)
+        assert again["cached"] is True
+        assert server.client.get(again["image_url"]).content == picture
 
 
 def test_a_cache_of_no_bytes_is_off(data_dir: Path) -> None:

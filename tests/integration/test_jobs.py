@@ -1,6 +1,7 @@
 """The life of a job over the socket: accepted, followed, finished, looked at, cancelled."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,9 @@ from PIL import Image
 
 from service.engine.contract import Picture
 from service.engine.fake import colour
-from tests.integration.conftest import LONG
+from tests.integration.conftest import FAKE, LONG, held
 from tests.support import build
-from tests.support.server import Server
+from tests.support.server import Server, serving
 
 
 def pixel(data: bytes) -> tuple[int, ...]:
@@ -65,18 +66,18 @@ def test_a_drawn_seed_gives_the_same_picture_again(fake: Server) -> None:
 
 def test_a_waiting_job_knows_its_place_and_can_be_cancelled(fake: Server) -> None:
     """Queue positions count from 0; a cancelled job is gone from the queue, and cancelling it twice is a 409."""
-    running = fake.generate(prompt="long", **LONG)
-    fake.await_status(running["job_id"], "processing")
-    first, second = fake.generate(prompt="first"), fake.generate(prompt="second")
-    assert fake.job(first["job_id"])["queue_position"] == 0
-    assert fake.job(second["job_id"])["queue_position"] == 1
-    assert fake.job(second["job_id"])["estimated_time"] > fake.job(first["job_id"])["estimated_time"] > 0
-    assert fake.metric("safelight_queue_depth", priority="normal") == 2
-    assert fake.client.delete(f"/jobs/{first['job_id']}").json()["status"] == "cancelled"
-    assert fake.job(second["job_id"])["queue_position"] == 0
-    assert fake.client.delete(f"/jobs/{first['job_id']}").status_code == 409
-    for job in (running, second):
-        assert fake.client.delete(f"/jobs/{job['job_id']}").status_code == 200
+    with held(fake):
+        running = fake.start(prompt="long", **LONG)
+        first, second = fake.generate(prompt="first"), fake.generate(prompt="second")
+        assert fake.job(first["job_id"])["queue_position"] == 0
+        assert fake.job(second["job_id"])["queue_position"] == 1
+        assert fake.job(second["job_id"])["estimated_time"] > fake.job(first["job_id"])["estimated_time"] > 0
+        assert fake.metric("safelight_queue_depth", priority="normal") == 2
+        assert fake.client.delete(f"/jobs/{first['job_id']}").json()["status"] == "cancelled"
+        assert fake.job(second["job_id"])["queue_position"] == 0
+        assert fake.client.delete(f"/jobs/{first['job_id']}").status_code == 409
+        for job in (running, second):
+            assert fake.client.delete(f"/jobs/{job['job_id']}").status_code == 200
 
 
 def test_a_running_job_leaves_at_the_next_step(fake: Server) -> None:
@@ -102,35 +103,45 @@ def test_cancelling_a_finished_job_is_a_conflict(fake: Server) -> None:
 
 def test_a_job_past_its_time_expires(fake: Server) -> None:
     """`timeout_s` runs from acceptance; the job leaves the batch and says so."""
-    job = fake.generate(prompt="too long", timeout_s=1, **LONG)
-    expired = fake.await_status(job["job_id"], "expired")
+    with held(fake):
+        job = fake.generate(prompt="too long", timeout_s=1)
+        expired = fake.await_status(job["job_id"], "expired")
     assert expired["error"]["reason"] == "deadline"
-    assert expired["finished_at"] >= expired["expires_at"]
     fake.generate(params={"wait": 60}, expect=200, prompt="engine is free", num_inference_steps=1)
 
 
-def test_a_failing_job_fails_alone(fake: Server) -> None:
-    """Its mate in the same batch completes; the failure has a bounded reason and shows no prompt."""
-    blocker = fake.generate(prompt="blocker", num_inference_steps=50)
-    poison = fake.generate(prompt="poison and secret", num_inference_steps=3)
-    mate = fake.generate(prompt="mate", num_inference_steps=3)
-    failed = fake.await_status(poison["job_id"], "failed", "completed")
-    assert failed["status"] == "failed"
-    assert failed["error"]["reason"] == "model_error"
-    assert "secret" not in str(failed["error"])
-    assert fake.await_status(mate["job_id"], "failed", "completed")["status"] == "completed"
-    fake.await_status(blocker["job_id"], "completed")
-    assert fake.metric("safelight_requests_total", outcome="failed", reason="model_error", source="user") == 1
+def test_a_failing_job_fails_alone(data_dir: Path) -> None:
+    """Its mates in the same batch complete; the failure has a bounded reason and shows no prompt."""
+    # The window is so long that nothing but the third request starts the batch: by then the engine is held.
+    with serving(data_dir, model=FAKE, max_batch=3, batch_window_ms=60_000) as server:
+        with server.held():
+            blocker = server.start(prompt="blocker", num_inference_steps=1)
+            poison = server.generate(prompt="poison and secret", num_inference_steps=3)
+            mates = [server.generate(prompt="mate", num_inference_steps=3)]
+        server.await_status(blocker["job_id"], "completed")
+        with server.held():
+            mates.append(server.generate(prompt="another mate", num_inference_steps=3))
+            for job in (poison, *mates):
+                server.await_status(job["job_id"], "processing")
+        failed = server.await_status(poison["job_id"], "failed", "completed")
+        assert failed["status"] == "failed"
+        assert failed["error"]["reason"] == "model_error"
+        assert "secret" not in str(failed["error"])
+        for mate in mates:
+            assert server.await_status(mate["job_id"], "failed", "completed")["status"] == "completed"
+        failures = {"outcome": "failed", "reason": "model_error", "source": "user"}
+        assert server.metric("safelight_requests_total", **failures) == 1
 
 
-def test_high_priority_goes_first(fake: Server) -> None:
+def test_high_priority_goes_first(sequential: Server) -> None:
     """Of jobs that wait, the urgent one starts before an older one."""
-    blocker = fake.generate(prompt="blocker", cache=False, num_inference_steps=50)
-    low = fake.generate(prompt="low", priority="low", num_inference_steps=2)
-    high = fake.generate(prompt="high", priority="high", num_inference_steps=3)
-    fake.await_status(blocker["job_id"], "completed")
-    ends = [fake.await_status(job["job_id"], "completed")["started_at"] for job in (high, low)]
-    assert ends == sorted(ends)
+    with held(sequential):
+        sequential.start(prompt="blocker", num_inference_steps=1)
+        low = sequential.generate(prompt="low", priority="low", num_inference_steps=2)
+        high = sequential.generate(prompt="high", priority="high", num_inference_steps=3)
+        assert {sequential.job(job["job_id"])["status"] for job in (low, high)} == {"pending"}
+    urgent, other = (sequential.await_status(job["job_id"], "completed")["started_at"] for job in (high, low))
+    assert urgent < other
 
 
 def test_a_long_prompt_is_cut_and_the_job_says_so(fake: Server) -> None:
@@ -171,9 +182,10 @@ def test_every_format_is_what_it_says(fake: Server, output_format: str) -> None:
 
 def test_a_picture_that_is_not_there_is_a_404(fake: Server) -> None:
     """Neither of a job that is not finished nor beyond its last."""
-    running = fake.generate(prompt="not yet", **LONG)
-    assert fake.client.get(f"/jobs/{running['job_id']}/images/0").status_code == 404
-    fake.client.delete(f"/jobs/{running['job_id']}")
+    with held(fake):
+        running = fake.start(prompt="not yet")
+        assert fake.client.get(f"/jobs/{running['job_id']}/images/0").status_code == 404
+        fake.client.delete(f"/jobs/{running['job_id']}")
     done = fake.generate(params={"wait": 60}, expect=200, num_inference_steps=1)
     assert fake.client.get(f"/jobs/{done['job_id']}/images/1").status_code == 404
 

@@ -1,52 +1,45 @@
 """`kill -9` at the worst moments: no accepted job is lost, and no engine process is left behind."""
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from tests.support.server import Server, until
-
-STEPS = 60
+from tests.support.server import Server, block_picture, until
 
 
 def wait_in_the_queue(server: Server) -> list[str]:
-    """Jobs before their first step: a long one takes all slots, and two wait behind it."""
-    long = be_amid_denoising(server)
-    jobs = [server.generate(prompt=f"waiting {n}", num_inference_steps=STEPS) for n in range(2)]
-    for job in jobs:
+    """Jobs before their first step: one is held before it, and two wait behind that one."""
+    server.hold.touch()
+    first = server.start(prompt="before its first step", num_inference_steps=4)
+    others = [server.generate(prompt=f"waiting {n}", num_inference_steps=4) for n in range(2)]
+    for job, status in zip((first, *others), ("processing", "pending", "pending"), strict=True):
         now = server.job(job["job_id"])
-        assert (now["status"], now["step"]) == ("pending", 0)
-    return [*long, *(job["job_id"] for job in jobs)]
+        assert (now["status"], now["step"]) == (status, 0)
+    return [job["job_id"] for job in (first, *others)]
 
 
 def be_amid_denoising(server: Server) -> list[str]:
-    """A job that has made some of its steps, and not all."""
+    """A job that is held when it has made some of its steps, and not all."""
     job = server.generate(prompt="denoising", num_inference_steps=100, num_images=8)
-    until(lambda: 0 < server.job(job["job_id"])["step"] < 800)
-    assert server.job(job["job_id"])["status"] == "processing"
+    until(lambda: server.job(job["job_id"])["step"] > 0)
+    server.hold.touch()
+    now = server.job(job["job_id"])
+    assert now["status"] == "processing"
+    assert 0 < now["step"] < now["total_steps"] - 1
     return [job["job_id"]]
 
 
 def be_storing(server: Server) -> list[str]:
     """A job whose last picture is being written: the file is a pipe that nobody reads."""
-    job = server.generate(prompt="storing", num_inference_steps=STEPS, num_images=2)
-    folder = server.data_dir / "images" / job["job_id"][:2] / job["job_id"]
-    folder.mkdir(parents=True)
-    os.mkfifo(folder / "1.png")
-    until((folder / "0.png").exists)
+    with server.held():
+        job = server.start(prompt="storing", num_inference_steps=4, num_images=2)
+        pipe = block_picture(server, job["job_id"], 1)
+    until((pipe.parent / "0.png").exists)
     until(lambda: server.job(job["job_id"])["progress"] == 1.0)
     assert server.job(job["job_id"])["status"] == "processing"
     return [job["job_id"]]
-
-
-def children(pid: int) -> set[int]:
-    """The processes that `pid` has started."""
-    return {
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    }
 
 
 def is_running(pid: int) -> bool:
@@ -62,13 +55,14 @@ def test_ten_kills_lose_no_accepted_job(data_dir: Path) -> None:
     moments: list[Callable[[Server], list[str]]] = [wait_in_the_queue, be_amid_denoising, be_storing] * 3
     accepted: list[str] = []
     for moment in [*moments, be_amid_denoising]:
-        server = Server(data_dir, model="fake:?step_ms=10")
+        server = Server(data_dir, model="fake:?step_ms=20", batching="sequential")
         try:
             server.await_ready()
             accepted += moment(server)
-            engines = children(server.process.pid)
+            engines = server.children()
         finally:
             server.kill()
+            server.hold.unlink(missing_ok=True)
         assert engines
         until(lambda engines=engines: not any(map(is_running, engines)))
         for pipe in data_dir.rglob("1.png"):

@@ -3,13 +3,15 @@
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -27,12 +29,16 @@ def environment(data_dir: Path, **settings: object) -> dict[str, str]:
 
 
 class Server:
-    """One running server process and a client for it."""
+    """One running server process and a client for it. A fake model makes no step while the file `hold` is there."""
 
     def __init__(self, data_dir: Path, **settings: object) -> None:
         self.data_dir = data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
         self.log = data_dir / "server.log"
+        self.hold = data_dir / "hold"
+        model = str(settings.get("model", ""))
+        if model.startswith("fake:"):
+            settings["model"] = f"{model}{'&' if '?' in model else '?'}hold={quote(str(self.hold))}"
         with self.log.open("ab") as log:
             start = log.tell()
             self.process = subprocess.Popen(
@@ -51,7 +57,12 @@ class Server:
 
     def await_ready(self) -> "Server":
         """Wait until the model is loaded and warm."""
-        until(lambda: self.client.get("/health/ready").status_code == 200)
+
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return self.client.get("/health/ready").status_code == 200
+
+        until(is_ready)
         return self
 
     def generate(self, expect: int = 202, params: dict[str, Any] | None = None, **body: Any) -> dict[str, Any]:
@@ -67,6 +78,46 @@ class Server:
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile the engine makes no step: a job that starts stays `processing`, the next ones stay `pending`."""
+        self.hold.touch()
+        try:
+            yield
+        finally:
+            self.hold.unlink(missing_ok=True)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile the engine's process does nothing at all; what it is sent waits for it."""
+        engine = self.engine()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
+    def start(self, **body: Any) -> dict[str, Any]:
+        """POST /generate, and wait until the job is in a batch."""
+        return self.await_status(self.generate(**body)["job_id"], "processing")
+
+    def recorded(self, job_id: str) -> dict[str, Any] | None:
+        """The job's row in the SQLite file, read past the service."""
+        with closing(sqlite3.connect(f"file:{self.data_dir}/safelight.db?mode=ro", uri=True)) as database:
+            database.row_factory = sqlite3.Row
+            row = database.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return row and dict(row)
+
+    def children(self) -> set[int]:
+        """The processes that the server has started."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+
+    def engine(self) -> int:
+        """The engine's process."""
+        (pid,) = (pid for pid in self.children() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return pid
 
     def await_status(self, job_id: str, *statuses: str) -> dict[str, Any]:
         """The job, once it is in one of `statuses`."""
@@ -121,6 +172,14 @@ def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
             server.process.kill()
             server.process.wait(PATIENCE)
         server.client.close()
+
+
+def block_picture(server: Server, job_id: str, index: int) -> Path:
+    """Make a pipe that nobody reads where a PNG of the job will be written: storing it does not end."""
+    pipe = server.data_dir / "images" / job_id[:2] / job_id / f"{index}.png"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    return pipe
 
 
 def until(condition: Callable[[], T]) -> T:

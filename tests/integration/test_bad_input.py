@@ -127,11 +127,10 @@ def test_a_prompt_of_a_megabyte_is_refused(fake: Server) -> None:
 
 
 def test_the_answer_to_very_many_unknown_fields_is_short(fake: Server) -> None:
-    """It names some of them, not all 95,000."""
+    """It does not list all 95,000."""
     body = json.dumps({"prompt": "x"} | dict.fromkeys(map(str, range(95_000)), 1), separators=(",", ":"))
     response = fake.client.post("/generate", content=body, headers=JSON)
-    document = refused(response, 422)
-    assert document["errors"][0]["field"] == "0"
+    refused(response, 422)
     assert len(response.content) < 20_000
 
 
@@ -187,7 +186,7 @@ def test_a_bad_choice_on_disconnect_is_refused(fake: Server) -> None:
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256, "é"])
 def test_a_bad_idempotency_key_is_refused(fake: Server, key: str) -> None:
     """It is 1 to 255 visible ASCII characters."""
-    headers = {"Idempotency-Key": key.encode()}
+    headers = {b"Idempotency-Key": key.encode()}
     refused(fake.client.post("/generate", json={"prompt": "x"}, headers=headers), 422, "Idempotency-Key")
 
 

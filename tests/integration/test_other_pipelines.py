@@ -119,8 +119,8 @@ def test_a_batch_gives_each_its_own_picture(tmp_path: Path, make: Any) -> None:
             build.params(prompt=prompt, seed=seed, scheduler=name, num_inference_steps=3, guidance_scale=3.0)
             for seed, prompt in enumerate(["a red apple", "a blue house", "a dog"])
         ]
-        steps: list[int] = []
-        batch = model.generate([Picture("t", 0, wish) for wish in wishes], lambda: steps.append(1))
+        steps: list[float] = []
+        batch = model.generate([Picture("t", 0, wish) for wish in wishes], steps.append)
         assert len(steps) == 3
         for wish, pixels in zip(wishes, batch.pixels, strict=True):
             generator = torch.Generator("cpu").manual_seed(wish.seed)

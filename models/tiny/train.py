@@ -27,7 +27,8 @@ from models.tiny.optim import Muon, is_matrix
 
 STAGES = ("data", "autoencoder", "latents", "denoiser", "export")
 LONGEST_STEP_S = 10.0
-SAVE_EVERY_S = 120.0
+SAVE_EVERY_S = 60.0
+AVERAGE_DECAY = 0.98  # short: the falling rate averages already, and a CPU's run has few steps
 LATENT_NOISE = 0.15  # makes the decoder forgiving of the denoiser's errors
 
 
@@ -118,7 +119,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
-        decay = min(0.995, (1 + self.step) / (10 + self.step))
+        decay = min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         self.step += 1
@@ -284,9 +285,15 @@ def noisier_timesteps(batch: int) -> torch.Tensor:
 
 
 def export_stage(options: Options, denoiser: Denoiser, autoencoder: AutoencoderTiny, latents: torch.Tensor) -> None:
-    """Write the pipeline as fp16 safetensors."""
+    """Write the pipeline as fp16 safetensors.
+
+    transformers would load the text encoder in the number format its configuration names; float32 there makes a load
+    that names no format give one format to every part.
+    """
     pipeline = assemble(denoiser, autoencoder, scaling_factor(latents))
     pipeline.to(dtype=torch.float16).save_pretrained(options.output, safe_serialization=True)
+    config = options.output / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     print(f"wrote {options.output}")
 
 

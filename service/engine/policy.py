@@ -61,7 +61,7 @@ def choose(waiting: Sequence[Waiting], now: float, window: float, max_batch: int
     would only delay it. Otherwise a group that is not full waits until its oldest picture has waited `window`,
     and meanwhile lets a later group go first that is ready.
     """
-    alone = len({each.picture.task_id for each in waiting}) == 1
+    nobody_else = len({each.picture.task_id for each in waiting}) == 1
     groups: dict[object, list[Waiting]] = {}
     for each in sorted(waiting, key=lambda each: each.order):
         groups.setdefault(each.group, []).append(each)
@@ -69,7 +69,7 @@ def choose(waiting: Sequence[Waiting], now: float, window: float, max_batch: int
     for group in groups.values():
         batch = group[:max_batch]
         due = min(each.arrived_at for each in group) + window
-        if alone or len(batch) == max_batch or now >= due:
+        if nobody_else or batch[0].alone or len(batch) == max_batch or now >= due:
             return Run(tuple(each.picture for each in batch))
         due_times.append(due)
     return Wait(until=min(due_times, default=None))

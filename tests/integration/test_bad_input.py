@@ -11,7 +11,7 @@ from tests.support.server import Server
 JSON = {"content-type": "application/json"}
 
 
-def refused(response: httpx.Response, status: int, field: str | None = None) -> dict[str, Any]:
+def check_refused(response: httpx.Response, status: int, field: str | None = None) -> dict[str, Any]:
     """The problem document of a refusal."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -78,23 +78,23 @@ def queue_stays_as_it_was(fake: Server) -> Any:
 )
 def test_a_bad_field_is_named(fake: Server, body: dict[str, Any], field: str) -> None:
     """Unknown fields, wrong types and values out of range are a 422 that names the one field."""
-    refused(fake.client.post("/generate", content=json.dumps(body), headers=JSON), 422, field)
+    check_refused(fake.client.post("/generate", content=json.dumps(body), headers=JSON), 422, field)
 
 
 def test_the_allowed_sizes_are_told(fake: Server) -> None:
     """The message says what would be right."""
-    document = refused(fake.client.post("/generate", json={"prompt": "x", "width": 100}), 422, "width")
+    document = check_refused(fake.client.post("/generate", json={"prompt": "x", "width": 100}), 422, "width")
     assert "multiple of 8 from 8 to 192" in document["errors"][0]["detail"]
 
 
 def test_a_lone_surrogate_is_refused(fake: Server) -> None:
     r"""`\ud800` is valid JSON and no text."""
-    refused(fake.client.post("/generate", content=rb'{"prompt": "a \ud800 b"}', headers=JSON), 422, "prompt")
+    check_refused(fake.client.post("/generate", content=rb'{"prompt": "a \ud800 b"}', headers=JSON), 422, "prompt")
 
 
 def test_a_lone_surrogate_as_a_field_name_is_refused(fake: Server) -> None:
     r"""The name of an unknown field can be as broken as any text."""
-    refused(fake.client.post("/generate", content=rb'{"prompt": "x", "\ud800": 1}', headers=JSON), 422)
+    check_refused(fake.client.post("/generate", content=rb'{"prompt": "x", "\ud800": 1}', headers=JSON), 422)
 
 
 @pytest.mark.parametrize(
@@ -105,32 +105,32 @@ def test_malformed_json_is_refused(fake: Server, content: bytes) -> None:
     """What is no JSON at all is a 400 or a 422."""
     response = fake.client.post("/generate", content=content, headers=JSON)
     assert response.status_code in {400, 422}
-    refused(response, response.status_code)
+    check_refused(response, response.status_code)
 
 
 @pytest.mark.parametrize("content", [b"[]", b'"x"', b"null", b"7"])
 def test_json_that_is_no_object_is_refused(fake: Server, content: bytes) -> None:
     """The body must be an object."""
-    refused(fake.client.post("/generate", content=content, headers=JSON), 422)
+    check_refused(fake.client.post("/generate", content=content, headers=JSON), 422)
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_a_wrong_content_type_is_refused(fake: Server, media_type: str) -> None:
     """Only JSON is read."""
     headers = {"content-type": media_type} if media_type else {}
-    refused(fake.client.post("/generate", content=b'{"prompt": "x"}', headers=headers), 415, "Content-Type")
+    check_refused(fake.client.post("/generate", content=b'{"prompt": "x"}', headers=headers), 415, "Content-Type")
 
 
 def test_a_prompt_of_a_megabyte_is_refused(fake: Server) -> None:
     """Under the limit of the body it is a field that is too long."""
-    refused(fake.client.post("/generate", json={"prompt": "x" * 1_000_000}), 422, "prompt")
+    check_refused(fake.client.post("/generate", json={"prompt": "x" * 1_000_000}), 422, "prompt")
 
 
 def test_the_answer_to_very_many_unknown_fields_is_short(fake: Server) -> None:
     """It does not list all 95,000."""
     body = json.dumps({"prompt": "x"} | dict.fromkeys(map(str, range(95_000)), 1), separators=(",", ":"))
     response = fake.client.post("/generate", content=body, headers=JSON)
-    refused(response, 422)
+    check_refused(response, 422)
     assert len(response.content) < 20_000
 
 
@@ -139,7 +139,7 @@ def test_a_body_over_a_mebibyte_is_refused(fake: Server, declared: bool) -> None
     """Whether its length is declared or it comes in chunks."""
     body = json.dumps({"prompt": "x" * (1 << 20)}).encode()
     content = body if declared else iter([body[:1000], body[1000:]])
-    refused(fake.client.post("/generate", content=content, headers=JSON), 413)
+    check_refused(fake.client.post("/generate", content=content, headers=JSON), 413)
 
 
 @pytest.mark.parametrize(
@@ -169,36 +169,38 @@ def test_a_body_over_a_mebibyte_is_refused(fake: Server, declared: bool) -> None
 )
 def test_bad_paths_and_queries_are_refused(fake: Server, method: str, path: str, status: int) -> None:
     """Unknown jobs, pictures, routes, and queries that mean nothing."""
-    refused(fake.client.request(method, path), status)
+    check_refused(fake.client.request(method, path), status)
 
 
 @pytest.mark.parametrize("wait", ["-1", "601", "nan", "inf", "soon"])
 def test_a_bad_wait_is_refused(fake: Server, wait: str) -> None:
     """The wait is from 0 to 600 seconds."""
-    refused(fake.client.post("/generate", params={"wait": wait}, json={"prompt": "x"}), 422, "wait")
+    check_refused(fake.client.post("/generate", params={"wait": wait}, json={"prompt": "x"}), 422, "wait")
 
 
 def test_a_bad_choice_on_disconnect_is_refused(fake: Server) -> None:
     """Only cancel and continue are known."""
-    refused(fake.client.post("/generate", params={"on_disconnect": "x"}, json={"prompt": "x"}), 422, "on_disconnect")
+    check_refused(
+        fake.client.post("/generate", params={"on_disconnect": "x"}, json={"prompt": "x"}), 422, "on_disconnect"
+    )
 
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256, "é"])
 def test_a_bad_idempotency_key_is_refused(fake: Server, key: str) -> None:
     """It is 1 to 255 visible ASCII characters."""
     headers = {b"Idempotency-Key": key.encode()}
-    refused(fake.client.post("/generate", json={"prompt": "x"}, headers=headers), 422, "Idempotency-Key")
+    check_refused(fake.client.post("/generate", json={"prompt": "x"}, headers=headers), 422, "Idempotency-Key")
 
 
 def test_several_pictures_do_not_fit_one_answer(fake: Server) -> None:
     """An image in `Accept` takes one picture."""
     headers = {"accept": "image/png"}
     response = fake.client.post("/generate", json={"prompt": "x", "num_images": 2}, headers=headers)
-    refused(response, 422, "num_images")
+    check_refused(response, 422, "num_images")
 
 
 def test_accept_and_output_format_must_agree(fake: Server) -> None:
     """Two wishes for the format that differ are refused rather than one of them dropped."""
     headers = {"accept": "image/png"}
     response = fake.client.post("/generate", json={"prompt": "x", "output_format": "webp"}, headers=headers)
-    refused(response, 422, "output_format")
+    check_refused(response, 422, "output_format")

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -183,18 +184,7 @@ class JobView(BaseModel):
             finished_at=job.finished_at,
             expires_at=job.expires_at,
             timings={stage: round(seconds, 6) for stage, seconds in job.timings.items()},
-            parameters={
-                "prompt": params.prompt,
-                "negative_prompt": params.negative_prompt,
-                "num_inference_steps": params.num_inference_steps,
-                "guidance_scale": params.guidance_scale,
-                "width": params.width,
-                "height": params.height,
-                "seed": params.seed,
-                "num_images": params.num_images,
-                "scheduler": params.scheduler,
-                "output_format": params.output_format.value,
-            },
+            parameters=asdict(params),
             model_revision=job.revision,
             links=JobLinks(self=f"/jobs/{job.id}", events=f"/jobs/{job.id}/events", websocket=f"/ws/jobs/{job.id}"),
         )

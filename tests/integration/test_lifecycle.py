@@ -154,7 +154,7 @@ def test_an_engine_that_stands_still_does_not_stop_the_answers(data_dir: Path) -
 def test_two_services_cannot_share_a_data_folder(data_dir: Path) -> None:
     """The second one stops with a line that names the setting; the first one goes on."""
     with serving(data_dir, model=FAKE) as server:
-        refuses_to_start(data_dir, ["SAFELIGHT_DATA_DIR", str(data_dir)], model=FAKE)
+        check_refuses_to_start(data_dir, ["SAFELIGHT_DATA_DIR", str(data_dir)], model=FAKE)
         server.generate(params={"wait": 60}, expect=200, num_inference_steps=1)
 
 
@@ -259,10 +259,10 @@ def test_what_cannot_work_stops_the_start_with_one_line(
     """The line names the setting and its value; the status is not 0; there is no traceback."""
     places = broken_models(data_dir.parent)
     given: dict[str, Any] = {"model": FAKE, **{name: value.format(**places) for name, value in settings.items()}}
-    refuses_to_start(data_dir, [name.format(**places) for name in names], **given)
+    check_refuses_to_start(data_dir, [name.format(**places) for name in names], **given)
 
 
-def refuses_to_start(data_dir: Path, names: list[str], **settings: object) -> None:
+def check_refuses_to_start(data_dir: Path, names: list[str], **settings: object) -> None:
     """Start the service, which must stop with status 2 and one line that holds all `names`."""
     done = subprocess.run(
         [sys.executable, "-m", "service", "serve"],

@@ -134,3 +134,8 @@ class ModelInfo:
     default_guidance_scale: float
     max_prompt_tokens: int | None
     supports_negative_prompt: bool
+    doubles_guided: bool = True  # whether a guided picture is two rows of a model call
+
+    def rows(self, params: Params) -> int:
+        """Rows of a model call that one picture of `params` takes."""
+        return 2 if self.doubles_guided and params.guidance_scale > 1 else 1

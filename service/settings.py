@@ -1,7 +1,7 @@
 """Every setting of the service, read once from `SAFELIGHT_*` variables and the command line."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,8 +10,8 @@ from service.errors import StartupError
 
 PREFIX = "SAFELIGHT_"
 
-SchedulerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm"]
-SCHEDULER_NAMES: tuple[SchedulerName, ...] = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm")
+SchedulerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm", "flow_match_euler"]
+SCHEDULER_NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 
 
 def _port(value: int) -> int:
@@ -29,10 +29,17 @@ class EngineSettings(BaseSettings):
         "models/tiny",
         description="Folder or hub id of a diffusers text-to-image pipeline; `fake:` for a stand-in without weights.",
     )
-    batching: Literal["window", "sequential"] = Field(
-        "window", description="How requests share batches: window (micro-batching) or sequential (one picture a time)."
+    batching: Literal["continuous", "window", "sequential"] = Field(
+        "continuous",
+        description="How requests share batches: continuous (join at the next step; window for pipelines that are not "
+        "known), window (micro-batching) or sequential (one picture at a time).",
     )
     max_batch: int = Field(8, ge=1, le=256, description="Pictures in one batch at most.")
+    prompt_cache_mb: float = Field(
+        64.0,
+        ge=0,
+        description="Memory for the embeddings of prompts seen lately, in MiB, on the model's device; 0: none.",
+    )
     batch_window_ms: float = Field(
         500.0, ge=0, le=60_000, description="Longest wait of a picture for batch-mates, in milliseconds."
     )

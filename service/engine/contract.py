@@ -5,7 +5,7 @@ Commands go in, messages come out, both as frozen values that can be pickled; no
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -167,8 +167,10 @@ class Aborted(Exception):
     """Raised through a model's `generate` by its `on_step`: nobody waits for this batch any more."""
 
 
-class Model(Protocol):
-    """A loaded model. Pictures of one call share size, steps, guidance, scheduler and having a negative prompt."""
+class BatchModel(Protocol):
+    """A model that makes whole batches. Pictures of one call share size, steps, guidance, scheduler and having a
+    negative prompt.
+    """
 
     @property
     def info(self) -> ModelInfo:
@@ -179,3 +181,42 @@ class Model(Protocol):
 
         An exception of `on_step` ends the batch and is passed on.
         """
+
+
+class Row(Protocol):
+    """One picture between its first and its last denoising step."""
+
+    @property
+    def step(self) -> int:
+        """Denoising steps done."""
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps that it takes."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the prompt was longer than the model reads."""
+
+
+R = TypeVar("R", bound=Row)
+
+
+class StepModel(Protocol[R]):
+    """A model that is driven step by step; rows of one call share the picture's size and nothing else."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is and what it can do."""
+
+    def begin(self, pictures: Sequence[Picture]) -> Sequence[R]:
+        """Encode the prompts together and draw each picture's first latents; a row a picture, in order."""
+
+    def denoise(self, rows: Sequence[R]) -> Sequence[Exception | None]:
+        """One step for every row, returned when it is computed. Raises only when no row has changed.
+
+        In order: None for a row that went on, or what stopped this one row for good.
+        """
+
+    def decode(self, rows: Sequence[R]) -> Sequence[Pixels]:
+        """The pictures of rows that have all their steps, in order. Changes nothing, so it can be tried again."""

@@ -18,7 +18,7 @@ from service.engine.contract import (
     Finished,
     Happened,
     Message,
-    Model,
+    BatchModel,
     Picture,
     Started,
     Stepped,
@@ -42,7 +42,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        model: Model,
+        model: BatchModel,
         inbox: "SimpleQueue[Command]",
         send: Callable[[Message], None],
         *,

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from service.core import ImageFormat, Params
-from service.engine.contract import Command, LoadFailed, Message, Model, Picture, Ready
+from service.engine.contract import Command, LoadFailed, Message, BatchModel, Picture, Ready
 from service.engine.fake import SCHEME, FakeModel
 from service.engine.loop import EngineLoop
 from service.errors import StartupError
@@ -50,7 +50,7 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings, s
     EngineLoop(model, inbox, connection.send, window=window, max_batch=slots).run()
 
 
-def load(settings: EngineSettings) -> Model:
+def load(settings: EngineSettings) -> BatchModel:
     """The model that `settings` name."""
     if settings.model.startswith(SCHEME):
         return FakeModel(settings)
@@ -61,7 +61,7 @@ def load(settings: EngineSettings) -> Model:
     return PipelineModel(settings)
 
 
-def warm(model: Model) -> float:
+def warm(model: BatchModel) -> float:
     """Generate one picture; return the seconds of its last denoising step."""
     info = model.info
     params = Params(

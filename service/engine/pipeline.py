@@ -1,8 +1,7 @@
-"""Any diffusers text-to-image pipeline as a `Model`: one pipeline call a batch."""
+"""Any diffusers text-to-image pipeline: loaded, described, and run as a `BatchModel` with one call a batch."""
 
 import inspect
 import json
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,80 +10,116 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from observability.events import Stage
 from service.core import ModelInfo
 from service.engine import schedulers
 from service.engine.contract import Batch, Picture, Pixels
 from service.engine.loading import check_folder, describe_failure, locate, revision
+from service.engine.torch_setup import (
+    choose_device,
+    choose_dtype,
+    configure_torch,
+    describe_machine,
+    quieten,
+    synchronize,
+)
 from service.errors import StartupError
 from service.settings import EngineSettings
 
 
-class PipelineModel:
-    """A loaded diffusers pipeline.
+class LoadedPipeline:
+    """A diffusers pipeline on its device, and what is known about it.
 
-    Each picture has a generator of its own, seeded on the CPU, and each batch a scheduler object of its own,
-    so a picture does not depend on its batch-mates or on what ran before.
+    `scheduler` is the model's own, whose noise schedule every other is made from; `denoiser` is its UNet or
+    transformer; `machine` says what its speed depends on. Raises `StartupError` when the settings and the model do
+    not go together.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        _quieten()
-        self._device = _device(settings)
-        self._dtype = _dtype(settings, self._device)
-        _configure_torch(settings, self._device)
-        self._pipe = _load(settings, self._dtype).to(self._device)
-        _configure(self._pipe, settings)
-        self._own_scheduler = self._pipe.scheduler
-        self._accepts = frozenset(inspect.signature(self._pipe.__call__).parameters)
+        quieten()
+        self.device = choose_device(settings)
+        self.dtype = choose_dtype(settings, self.device)
+        configure_torch(settings, self.device)
+        self.machine = describe_machine(self.device)
+        self.pipe: Any = _load(settings, self.dtype).to(self.device)
+        self.scheduler: Any = self.pipe.scheduler
+        self.denoiser: torch.nn.Module = getattr(self.pipe, "unet", None) or self.pipe.transformer
+        _configure(self.pipe, self.denoiser, settings)
+        self._parameters = inspect.signature(self.pipe.__call__).parameters
+        self._tokenizer, self._max_tokens = _reader(self.pipe, self._parameters)
         self.info = self._describe(settings)
-        self._denoiser = getattr(self._pipe, "unet", None) or self._pipe.transformer
+
+    def truncates(self, prompt: str) -> bool:
+        """Whether `prompt` is longer than the model reads."""
+        if self._tokenizer is None or self._max_tokens is None:
+            return False
+        return len(self._tokenizer(prompt, truncation=False).input_ids) > self._max_tokens
 
     def _describe(self, settings: EngineSettings) -> ModelInfo:
-        names = schedulers.names_for(self._own_scheduler)
+        names = schedulers.names_for(self.scheduler)
         if settings.scheduler not in (None, *names):
             raise StartupError(f"SAFELIGHT_SCHEDULER: this model takes {', '.join(names)}, not {settings.scheduler}")
         defaults = _defaults(locate(settings.model))
-        native = _native_size(self._pipe)
-        tokenizer = getattr(self._pipe, "tokenizer", None)
-        signature = inspect.signature(self._pipe.__call__).parameters
-        guidance = signature.get("guidance_scale")
+        native = _native_size(self.pipe)
+        guidance = self._parameters.get("guidance_scale")
+        guides = self._guides()
         return ModelInfo(
             name=Path(settings.model).name or settings.model,
             revision=revision(locate(settings.model)),
-            pipeline=type(self._pipe).__name__,
-            device=str(self._device),
-            dtype=str(self._dtype).removeprefix("torch."),
+            pipeline=type(self.pipe).__name__,
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
             default_width=native,
             default_height=native,
             min_size=settings.min_size or native // 2,
             max_size=settings.max_size or native * 3 // 2,
-            size_multiple=self._pipe.vae_scale_factor * (2 if hasattr(self._pipe, "transformer") else 1),
+            size_multiple=self.pipe.vae_scale_factor * (2 if hasattr(self.pipe, "transformer") else 1),
             schedulers=names,
             default_scheduler=settings.scheduler or names[0],
             default_steps=int(defaults.get("num_inference_steps", 20)),
             default_guidance_scale=float(
                 defaults.get("guidance_scale", guidance.default if guidance is not None else 1.0)
             ),
-            max_prompt_tokens=getattr(tokenizer, "model_max_length", None),
-            supports_negative_prompt="negative_prompt" in self._accepts,
+            max_prompt_tokens=self._max_tokens,
+            supports_negative_prompt=guides,
+            doubles_guided=guides,
         )
 
+    def _guides(self) -> bool:
+        """Whether the guidance scale steers away from the negative prompt.
+
+        A pipeline with a `true_cfg_scale` of its own and a guidance-distilled UNet take the scale as an input of
+        the denoiser instead, and would ignore a negative prompt without a word.
+        """
+        distilled = getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None
+        return "negative_prompt" in self._parameters and "true_cfg_scale" not in self._parameters and not distilled
+
+
+class PipelineModel:
+    """A pipeline that is run whole.
+
+    Each picture has a generator of its own, seeded on the CPU, and each batch a scheduler object of its own,
+    so a picture does not depend on its batch-mates or on what ran before.
+    """
+
+    def __init__(self, loaded: LoadedPipeline) -> None:
+        self._loaded = loaded
+        self.info = loaded.info
+
     def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
-        """One pipeline call for all `pictures`; see `Model.generate`."""
+        """One pipeline call for all `pictures`; see `BatchModel.generate`."""
         first = pictures[0].params
-        watch = _StageWatch(self._denoiser, self._device)
+        pipe = self._loaded.pipe
+        watch = _StageWatch(self._loaded.denoiser, self._loaded.device)
 
         def after_step(_pipe: object, _step: int, _timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
             on_step(watch.stepped())
             return kwargs
 
-        self._pipe.scheduler = schedulers.make(first.scheduler, self._own_scheduler)
+        pipe.scheduler = schedulers.make(first.scheduler, self._loaded.scheduler)
         with torch.inference_mode(), watch:
-            output = self._pipe(
+            output = pipe(
                 prompt=[each.params.prompt for each in pictures],
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
@@ -96,20 +131,14 @@ class PipelineModel:
                 **self._negative_prompts(pictures),
             )
         return Batch(
-            pixels=tuple(_pixels(image) for image in output.images),
-            truncated=tuple(self._is_truncated(each.params.prompt) for each in pictures),
+            pixels=tuple(to_pixels(image) for image in output.images),
+            truncated=tuple(self._loaded.truncates(each.params.prompt) for each in pictures),
             timings=watch.timings,
         )
 
     def _negative_prompts(self, pictures: Sequence[Picture]) -> dict[str, list[str]]:
         negatives = [each.params.negative_prompt for each in pictures]
         return {"negative_prompt": negatives} if any(negatives) else {}
-
-    def _is_truncated(self, prompt: str) -> bool:
-        tokenizer = getattr(self._pipe, "tokenizer", None)
-        if tokenizer is None:
-            return False
-        return bool(len(tokenizer(prompt, truncation=False).input_ids) > tokenizer.model_max_length)
 
 
 class _StageWatch:
@@ -136,8 +165,7 @@ class _StageWatch:
 
     def stepped(self) -> float:
         """A denoising step was issued; wait for it on an asynchronous device, and return its true seconds."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         before, self._last_step = self._last_step, time.monotonic()
         return self._last_step - before
 
@@ -152,36 +180,9 @@ class _StageWatch:
         }
 
 
-def _quieten() -> None:
-    """No progress bars in the log of a server."""
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
-
-
-def _device(settings: EngineSettings) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if settings.device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[settings.device]:
-        raise StartupError(f"SAFELIGHT_DEVICE: PyTorch finds no {settings.device} device here")
-    return torch.device(settings.device)
-
-
-def _dtype(settings: EngineSettings, device: torch.device) -> torch.dtype:
-    if settings.dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return dtype
-
-
-def _configure_torch(settings: EngineSettings, device: torch.device) -> None:
-    if settings.torch_threads is not None:
-        torch.set_num_threads(settings.torch_threads)
-    elif device.type == "cuda":
-        torch.set_num_threads(1)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+def to_pixels(image: Any) -> Pixels:
+    """[h, w, 3] floats in 0..1 as bytes, rounded as diffusers' own conversion does."""
+    return (np.asarray(image) * 255).round().astype(np.uint8)
 
 
 def _load(settings: EngineSettings, dtype: torch.dtype) -> DiffusionPipeline:
@@ -193,9 +194,8 @@ def _load(settings: EngineSettings, dtype: torch.dtype) -> DiffusionPipeline:
         raise StartupError(describe_failure(settings.model, error)) from error
 
 
-def _configure(pipe: Any, settings: EngineSettings) -> None:
+def _configure(pipe: Any, denoiser: Any, settings: EngineSettings) -> None:
     pipe.set_progress_bar_config(disable=True)
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
     if settings.channels_last:
         for module in (denoiser, pipe.vae):
             module.to(memory_format=torch.channels_last)
@@ -206,6 +206,21 @@ def _configure(pipe: Any, settings: EngineSettings) -> None:
             denoiser.set_attention_backend(settings.attention_backend)
         except Exception as error:
             raise StartupError(f"SAFELIGHT_ATTENTION_BACKEND: {str(error).splitlines()[0]}") from error
+
+
+def _reader(pipe: Any, parameters: Any) -> tuple[Any, int | None]:
+    """The tokenizer of the text encoder that reads most of a prompt, and how many tokens that is.
+
+    A pipeline with a `max_sequence_length` has a long reader (T5 or another language model), which comes last.
+    """
+    tokenizers = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    there = [each for each in tokenizers if each is not None]
+    if not there:
+        return None, None
+    length = parameters.get("max_sequence_length")
+    tokenizer = there[0] if length is None else there[-1]
+    limits = [getattr(tokenizer, "model_max_length", None), length.default if length is not None else None]
+    return tokenizer, min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 def _native_size(pipe: Any) -> int:
@@ -219,8 +234,3 @@ def _defaults(model: str) -> dict[str, Any]:
     """A model folder's own `safelight.json` (`guidance_scale`, `num_inference_steps`), if it has one."""
     path = Path(model) / "safelight.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _pixels(image: Any) -> Pixels:
-    """[h, w, 3] floats in 0..1 as bytes, rounded as diffusers' own conversion does."""
-    return (np.asarray(image) * 255).round().astype(np.uint8)

@@ -8,6 +8,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     UniPCMultistepScheduler,
 )
@@ -21,19 +22,33 @@ CLASSES: dict[str, type[Any]] = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "lcm": LCMScheduler,
+    "flow_match_euler": FlowMatchEulerDiscreteScheduler,
 }
+FLOW_MATCHING = frozenset({"flow_match_euler"})
 
 
 def names_for(own: Any) -> tuple[str, ...]:
     """The names that work for a model whose own scheduler is `own`, the model's own first.
 
-    A noise- or velocity-predicting model takes all of them; any other (flow matching) just its own, which is
-    then called by its class name.
+    A noise- or velocity-predicting model takes all that add and remove Gaussian noise by betas; any other just its
+    own, which is called by its class name when it has no other.
     """
-    if "beta_schedule" not in own.config:
+    own_name = next((name for name, cls in CLASSES.items() if type(own) is cls), "")
+    if own_name in FLOW_MATCHING:
+        return (own_name,)
+    if not _is_gaussian(own):
         return (type(own).__name__,)
-    own_name = next((name for name, cls in CLASSES.items() if type(own) is cls), None)
-    return tuple(sorted(SCHEDULER_NAMES, key=lambda name: (name != own_name, SCHEDULER_NAMES.index(name))))
+    names = [name for name in SCHEDULER_NAMES if name not in FLOW_MATCHING]
+    return tuple(sorted(names, key=lambda name: (name != own_name, names.index(name))))
+
+
+def _is_gaussian(own: Any) -> bool:
+    """Whether `own` removes noise or velocity by a table of betas. Some classes do that and flow matching too."""
+    return (
+        "beta_schedule" in own.config
+        and own.config.get("prediction_type", "epsilon") in {"epsilon", "v_prediction"}
+        and not own.config.get("use_flow_sigmas", False)
+    )
 
 
 def make(name: str, own: Any) -> Any:

@@ -1,0 +1,73 @@
+"""PyTorch as the settings ask for it: the device, the number format, threads, and waiting for the device."""
+
+import os
+import platform
+import threading
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from service.errors import StartupError
+from service.settings import EngineSettings
+
+
+def quieten() -> None:
+    """No progress bars in the log of a server."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+
+
+def choose_device(settings: EngineSettings) -> torch.device:
+    """The device to run on. Raises `StartupError` when the one asked for is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if settings.device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[settings.device]:
+        raise StartupError(f"SAFELIGHT_DEVICE: PyTorch finds no {settings.device} device here")
+    return torch.device(settings.device)
+
+
+def choose_dtype(settings: EngineSettings, device: torch.device) -> torch.dtype:
+    """The number format of weights and latents on `device`."""
+    if settings.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
+
+
+def configure_torch(settings: EngineSettings, device: torch.device) -> None:
+    """Set what PyTorch keeps for the whole process."""
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    elif device.type == "cuda":
+        torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an asynchronous device has done what it was given, so that a clock tells the true time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory of `device` that tensors took since the last call; None where PyTorch does not count."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def describe_machine(device: torch.device) -> str:
+    """What the speed of `device` depends on beside the model and the settings."""
+    threads = torch.get_num_threads()
+    host = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {threads} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} on {host}, torch {torch.__version__}"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from observability.events import Priority
 from service.engine.contract import Picture
-from service.engine.policy import Run, Wait, Waiting, choose
+from service.engine.window import Run, Wait, Waiting, choose
 from tests.support import build
 
 

@@ -87,8 +87,23 @@ class WorkClass(StrEnum):
         return cls(f"{size}_{length}")
 
 
+class Batching(StrEnum):
+    """How requests share batches."""
+
+    CONTINUOUS = "continuous"
+    WINDOW = "window"
+    SEQUENTIAL = "sequential"
+
+
+class Cache(StrEnum):
+    """The caches of the service."""
+
+    RESPONSE = "response"
+    PROMPT_EMBEDDING = "prompt_embedding"
+
+
 class CacheResult(StrEnum):
-    """What a look-up in the response cache came to; `coalesced` joined an identical request in flight."""
+    """What a look-up in a cache came to; `coalesced` joined an identical request in flight."""
 
     HIT = "hit"
     MISS = "miss"
@@ -133,11 +148,46 @@ class StageFinished:
 
 @dataclass(frozen=True, slots=True)
 class BatchStepped:
-    """One denoising step of one batch: how many requests and pictures shared it and how long it took."""
+    """One denoising step of one batch: for each picture in it, its request's id and the index of its step, from 0.
 
-    requests: int
-    pictures: int
+    `rows` are those of the model call (a guided picture is two), `size` is in pixels, `seconds` the step's time.
+    """
+
+    members: tuple[tuple[str, int], ...]
+    rows: int
+    size: tuple[int, int]
     seconds: float
+
+    @property
+    def requests(self) -> int:
+        """Requests that shared the step."""
+        return len({request for request, _ in self.members})
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that shared the step."""
+        return len(self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureAdmitted:
+    """A picture's first step began `seconds` after it arrived or, if later, after a slot became free for it."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PicturesPaused:
+    """So many pictures lost their slots at a step boundary; they keep their latents."""
+
+    pictures: int
+
+
+@dataclass(frozen=True, slots=True)
+class PicturesResumed:
+    """So many paused pictures got a slot again."""
+
+    pictures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +200,16 @@ class StepsWasted:
 
 @dataclass(frozen=True, slots=True)
 class OutOfMemorySplit:
-    """A batch did not fit into memory and was split in two."""
+    """A batch did not fit into memory and was split in two; batches of its size hold `slots` pictures for now."""
+
+    slots: int
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLookedUp:
-    """The response cache was asked."""
+    """A cache was asked."""
 
+    cache: Cache
     result: CacheResult
 
 
@@ -169,9 +222,18 @@ class QueueChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineReady:
-    """The model is loaded and warmed; the engine holds `slots` pictures in a batch."""
+class EstimateChecked:
+    """A request completed after `actual` seconds; at acceptance it was told `predicted`."""
 
+    predicted: float
+    actual: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    """The model is loaded and warmed; the engine holds `slots` pictures of the model's own size in a batch."""
+
+    batching: Batching
     slots: int
     load_seconds: float
     warmup_seconds: float
@@ -188,10 +250,14 @@ Event = (
     | RequestStarted
     | StageFinished
     | BatchStepped
+    | PictureAdmitted
+    | PicturesPaused
+    | PicturesResumed
     | StepsWasted
     | OutOfMemorySplit
     | CacheLookedUp
     | QueueChanged
+    | EstimateChecked
     | EngineReady
     | EngineLost
 )

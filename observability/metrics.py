@@ -15,6 +15,7 @@ REQUEST_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30
 WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 STEP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+ERROR_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 BATCH_SIZES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 
@@ -50,10 +51,25 @@ class Metrics:
         self.stage_seconds = histogram(
             "stage_duration_seconds", "Time of one stage of a batch or a request.", ("stage",), STAGE_SECONDS
         )
+        self.admission_delay = histogram(
+            "admission_delay_seconds",
+            "Time from a picture's arrival, or a slot becoming free for it, to its first denoising step.",
+            (),
+            WAIT_SECONDS,
+        )
+        self.paused = counter("pictures_paused_total", "Pictures that lost their slots to more urgent ones.")
+        self.resumed = counter("pictures_resumed_total", "Paused pictures that got a slot again.")
         self.steps = counter("steps_total", "Denoising steps, counted once a picture.")
         self.wasted_steps = counter("wasted_steps_total", "Steps whose result was thrown away.", "reason")
         self.images = counter("images_total", "Pictures delivered by completed requests that were not cache hits.")
         self.oom_splits = counter("oom_splits_total", "Batches split because they did not fit into memory.")
+        self.estimate_error = histogram(
+            "estimate_error_ratio",
+            "Error of the estimated time of a completed request, over the time that it took.",
+            (),
+            ERROR_RATIOS,
+        )
+        self.batching = gauge("batching_mode", "1 for the way in which requests share batches.", "mode")
         self.cache_lookups = counter("cache_lookups_total", "Cache look-ups by result.", "cache", "result")
         self.last_step = gauge("engine_last_step_timestamp_seconds", "Unix time of the last denoising step; 0: none.")
         self.model_ready = gauge("model_ready", "1 while a warmed model is loaded.")
@@ -74,7 +90,11 @@ class Metrics:
         for work_class, source in product(WorkClass, Source):
             self.request_seconds.labels(work_class, source)
         for result in events.CacheResult:
-            self.cache_lookups.labels("response", result)
+            self.cache_lookups.labels(events.Cache.RESPONSE, result)
+        for result in (events.CacheResult.HIT, events.CacheResult.MISS):
+            self.cache_lookups.labels(events.Cache.PROMPT_EMBEDDING, result)
+        for mode in events.Batching:
+            self.batching.labels(mode)
         for source in Source:
             self.requests.labels(events.Outcome.COMPLETED, events.Reason.NONE, source)
 
@@ -114,6 +134,22 @@ class Metrics:
         self.last_step.set_to_current_time()
 
     @observe.register
+    def _(self, event: events.PictureAdmitted) -> None:
+        self.admission_delay.observe(event.seconds)
+
+    @observe.register
+    def _(self, event: events.PicturesPaused) -> None:
+        self.paused.inc(event.pictures)
+
+    @observe.register
+    def _(self, event: events.PicturesResumed) -> None:
+        self.resumed.inc(event.pictures)
+
+    @observe.register
+    def _(self, event: events.EstimateChecked) -> None:
+        self.estimate_error.observe(abs(event.actual - event.predicted) / max(event.actual, 1e-9))
+
+    @observe.register
     def _(self, event: events.StepsWasted) -> None:
         self.wasted_steps.labels(event.reason).inc(event.steps)
 
@@ -123,7 +159,7 @@ class Metrics:
 
     @observe.register
     def _(self, event: events.CacheLookedUp) -> None:
-        self.cache_lookups.labels("response", event.result).inc()
+        self.cache_lookups.labels(event.cache, event.result).inc()
 
     @observe.register
     def _(self, event: events.QueueChanged) -> None:
@@ -134,6 +170,8 @@ class Metrics:
     @observe.register
     def _(self, event: events.EngineReady) -> None:
         self.batch_slots.set(event.slots)
+        for mode in events.Batching:
+            self.batching.labels(mode).set(mode is event.batching)
         self.model_load.set(event.load_seconds)
         self.model_ready.set(1)
 

@@ -4,6 +4,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import click
@@ -38,6 +39,8 @@ def _metavar(annotation: Any) -> str:
         annotation = next(each for each in typing.get_args(annotation) if each is not type(None))
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(map(str, typing.get_args(annotation)))
+    if issubclass(annotation, Enum):
+        return "|".join(annotation)
     return {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER"}[annotation.__name__]
 
 

@@ -21,6 +21,7 @@ from service.api import generate, jobs, operations, problems, streams
 from service.api.state import Services
 from service.engine import loading
 from service.engine.fake import SCHEME
+from service.engine.policy import ORDERS
 from service.engine.process import ProcessEngine
 from service.errors import StartupError
 from service.jobs.board import Board
@@ -67,12 +68,12 @@ class Service:
 
     async def _start(self, app: FastAPI) -> None:
         settings = self._settings
-        estimator = Estimator(settings.slots)
+        estimator = Estimator(ORDERS[settings.order])
         cache = ResponseCache(ttl=settings.cache_ttl_seconds, max_bytes=settings.cache_max_bytes)
         self._delivery = Delivery(self._images, cache)
         self._runner = Runner(
-            engine=ProcessEngine(settings.for_engine(), settings.slots),
-            slots=settings.slots,
+            engine=ProcessEngine(settings.for_engine()),
+            batching=settings.batching,
             estimator=estimator,
             observer=self._observer,
             heartbeat_timeout=settings.heartbeat_timeout_seconds,

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from observability.events import Priority, Reason, Source, Stage, WorkClass
 
+Size = tuple[int, int]  # width and height in pixels
+
 
 class JobState(StrEnum):
     """The life of a job. It changes in one place, `service.jobs.service.JobService`."""
@@ -53,6 +55,11 @@ class Params:
     num_images: int
     scheduler: str
     output_format: ImageFormat
+
+    @property
+    def size(self) -> Size:
+        """Width and height."""
+        return (self.width, self.height)
 
     @property
     def total_steps(self) -> int:

@@ -55,6 +55,12 @@ class Unavailable(SafelightError):
     title = "Service unavailable"
 
 
+class DeadlineUnreachable(Unavailable):
+    """By what the engine has to do already, the job could not finish in the time that it was given."""
+
+    title = "Deadline cannot be met"
+
+
 class StartupError(SafelightError):
     """The process cannot start; the detail is one line that names the setting to mend."""
 

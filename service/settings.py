@@ -1,17 +1,34 @@
 """Every setting of the service, read once from `SAFELIGHT_*` variables and the command line."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from observability.events import Batching
+from service.core import Size
 from service.errors import StartupError
 
 PREFIX = "SAFELIGHT_"
 
 SchedulerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm", "flow_match_euler"]
 SCHEDULER_NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
+
+SIZE = r"([1-9]\d{0,4})x([1-9]\d{0,4})"
+
+
+def _sizes(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(rf"{SIZE}(,{SIZE})*", value):
+        raise ValueError("must be sizes in pixels such as 512x512,768x512")
+    return value
+
+
+def _slots(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(rf"{SIZE}=[1-9]\d{{0,2}}(,{SIZE}=[1-9]\d{{0,2}})*", value):
+        raise ValueError("must be slots by size such as 512x512=8,1024x1024=2")
+    return value
 
 
 def _port(value: int) -> int:
@@ -29,8 +46,9 @@ class EngineSettings(BaseSettings):
         "models/tiny",
         description="Folder or hub id of a diffusers text-to-image pipeline; `fake:` for a stand-in without weights.",
     )
-    batching: Literal["continuous", "window", "sequential"] = Field(
-        "continuous",
+    data_dir: Path = Field(Path("data"), description="Folder for all that the service keeps.")
+    batching: Batching = Field(
+        Batching.CONTINUOUS,
         description="How requests share batches: continuous (join at the next step; window for pipelines that are not "
         "known), window (micro-batching) or sequential (one picture at a time).",
     )
@@ -39,6 +57,16 @@ class EngineSettings(BaseSettings):
         64.0,
         ge=0,
         description="Memory for the embeddings of prompts seen lately, in MiB, on the model's device; 0: none.",
+    )
+    slots: Annotated[str | None, AfterValidator(_slots)] = Field(
+        None, description="Pictures in one step by size, as 512x512=8,768x768=4; unset: the knee of the profile."
+    )
+    profile_sizes: Annotated[str | None, AfterValidator(_sizes)] = Field(
+        None, description="Sizes to time at start, as 512x512,768x768; others are scaled. Unset: the model's own."
+    )
+    order: Literal["shortest_first", "first_come"] = Field(
+        "shortest_first",
+        description="Who of equal priority gets a slot first: least work left, with ageing, or oldest.",
     )
     batch_window_ms: float = Field(
         500.0, ge=0, le=60_000, description="Longest wait of a picture for batch-mates, in milliseconds."
@@ -61,6 +89,21 @@ class EngineSettings(BaseSettings):
     )
     min_size: int | None = Field(None, ge=8, description="Smallest width and height; unset: half the model's own.")
     max_size: int | None = Field(None, ge=8, description="Largest width and height; unset: 1.5 times the model's own.")
+    faults: str | None = Field(
+        None,
+        description="Faults to inject, for drills: fail=WORD&crash=WORD&hang=WORD&oom_above=N (see engine/faults.py).",
+    )
+
+    @property
+    def sizes_to_profile(self) -> list[Size]:
+        """The sizes of `profile_sizes`."""
+        return [(int(width), int(height)) for width, height in re.findall(SIZE, self.profile_sizes or "")]
+
+    @property
+    def slots_by_size(self) -> dict[Size, int]:
+        """The caps of `slots`."""
+        found = re.findall(rf"{SIZE}=(\d+)", self.slots or "")
+        return {(int(width), int(height)): int(slots) for width, height, slots in found}
 
 
 class Settings(EngineSettings):
@@ -68,7 +111,6 @@ class Settings(EngineSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Annotated[int, AfterValidator(_port)] = Field(8000, description="Port to listen on; 0 takes a free one.")
-    data_dir: Path = Field(Path("data"), description="Folder for all that the service keeps.")
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of jobs and cache; unset: a SQLite file in the data folder."
     )
@@ -97,11 +139,6 @@ class Settings(EngineSettings):
     def resolved_storage_url(self) -> str:
         """The storage URL with its default filled in."""
         return self.storage_url or str(self.data_dir.resolve() / "images")
-
-    @property
-    def slots(self) -> int:
-        """Pictures in one batch at most, given the batching mode."""
-        return 1 if self.batching == "sequential" else self.max_batch
 
     def for_engine(self) -> EngineSettings:
         """The part that the engine process gets."""

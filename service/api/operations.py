@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
 from service.api.problems import RESPONSES
-from service.api.schemas import Health, ModelView
+from service.api.schemas import Health, ModelView, ProfileView
 from service.api.state import ServicesDep
 
 router = APIRouter(tags=["operations"])
@@ -46,8 +46,9 @@ def metrics(request: Request, services: ServicesDep) -> Response:
 
 @router.get("/model", responses=RESPONSES, summary="The loaded model and what it can do")
 async def model(services: ServicesDep) -> ModelView:
-    """Name, revision, sizes, limits, schedulers, device, number format."""
-    info = services.model()
+    """Name, revision, sizes, limits, schedulers, device, number format; how it batches, and its profile."""
+    ready = services.ready()
+    info, profile = ready.info, ready.profile
     return ModelView(
         name=info.name,
         revision=info.revision,
@@ -65,8 +66,9 @@ async def model(services: ServicesDep) -> ModelView:
         default_scheduler=info.default_scheduler,
         max_prompt_tokens=info.max_prompt_tokens,
         supports_negative_prompt=info.supports_negative_prompt,
-        batching=services.settings.batching,
-        max_batch=services.settings.slots,
+        batching=ready.batching,
+        max_batch=profile.max_batch,
+        profile=[ProfileView.of(profile, curve) for curve in profile.curves],
     )
 
 

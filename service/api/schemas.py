@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from observability.events import Priority, Source, Stage
+from observability.events import Batching, Priority, Source, Stage
 from service.core import ImageFormat, JobState, ModelInfo, Params
+from service.engine.profile import Curve, Profile
 from service.errors import InvalidRequest
 from service.jobs.flight import Snapshot
 from service.jobs.service import Order
@@ -197,6 +198,30 @@ class JobPage(BaseModel):
     next: str | None
 
 
+class StepView(BaseModel):
+    """A denoising step of so many guided pictures."""
+
+    pictures: int
+    seconds: float
+    peak_bytes: int | None
+
+
+class ProfileView(BaseModel):
+    """How long steps take at one size, and how many pictures share one at most because of it."""
+
+    width: int
+    height: int
+    slots: int
+    steps: list[StepView]
+
+    @classmethod
+    def of(cls, profile: Profile, curve: Curve) -> "ProfileView":
+        """The JSON of one curve."""
+        width, height = curve.size
+        steps = [StepView(**asdict(point)) for point in curve.points]
+        return cls(width=width, height=height, slots=profile.cap(curve.size), steps=steps)
+
+
 class ModelView(BaseModel):
     """The model that is loaded, and what requests it takes."""
 
@@ -221,8 +246,9 @@ class ModelView(BaseModel):
     output_formats: list[ImageFormat] = list(ImageFormat)
     max_prompt_tokens: int | None
     supports_negative_prompt: bool
-    batching: str
+    batching: Batching
     max_batch: int
+    profile: list[ProfileView]
 
 
 class Health(BaseModel):

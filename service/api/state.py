@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
 from service.core import ModelInfo
+from service.engine.contract import Ready
 from service.errors import Unavailable
 from service.jobs.runner import Runner
 from service.jobs.service import RETRY_SECONDS, JobService
@@ -25,9 +26,13 @@ class Services:
 
     def model(self) -> ModelInfo:
         """The loaded model. Raises `Unavailable` while there is none yet."""
-        if self.runner.info is None:
+        return self.ready().info
+
+    def ready(self) -> Ready:
+        """What the engine told when it was ready. Raises `Unavailable` while it has not yet been."""
+        if self.runner.ready is None:
             raise Unavailable("the model is still loading", retry_after=RETRY_SECONDS)
-        return self.runner.info
+        return self.runner.ready
 
 
 def _services(connection: HTTPConnection) -> Services:

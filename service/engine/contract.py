@@ -10,8 +10,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from observability.events import Event, Priority, Reason, Stage
+from observability.events import Batching, Event, Priority, Reason, Stage
 from service.core import ModelInfo, Params
+from service.engine.profile import Profile
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
@@ -52,12 +53,13 @@ Command = Submit | Cancel | Drain
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded and has made one picture."""
+    """The model is loaded and has made a picture; this is how its requests will share batches, and how fast it is."""
 
     info: ModelInfo
+    batching: Batching
+    profile: Profile
     load_seconds: float
     warmup_seconds: float
-    step_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,3 +222,11 @@ class StepModel(Protocol[R]):
 
     def decode(self, rows: Sequence[R]) -> Sequence[Pixels]:
         """The pictures of rows that have all their steps, in order. Changes nothing, so it can be tried again."""
+
+    def peak_bytes(self) -> int | None:
+        """The most device memory that was taken since the last call; None where that is not known."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether `error` says that the device's memory is exhausted; by name, so that torch need not be imported."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,15 +1,14 @@
 """A stand-in model without weights: deterministic pictures, as fast or slow as asked, failing on demand.
 
-`fake:?step_ms=20&load_ms=0&size=64&fail=WORD&hang=WORD&crash=WORD&oom_above=N&hold=FILE` is its address. A prompt
-that holds the word of `fail` raises, of `crash` ends the process, of `hang` never comes back; a batch of more
-than `oom_above` pictures raises `MemoryError`. Each step waits as long as the file of `hold` exists. A prompt of
-over 24 words counts as truncated. It draws nothing but a colour derived from prompt and seed.
+`fake:?step_ms=20&load_ms=0&size=64&hold=FILE` is its address; the faults of `engine.faults` can be added. Each step
+waits as long as the file of `hold` exists. A prompt of over 24 words counts as truncated. It draws nothing but a
+colour derived from prompt and seed.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -23,18 +22,35 @@ from service.settings import SCHEDULER_NAMES, EngineSettings
 
 SCHEME = "fake:"
 HOLD_SECONDS = 0.005
+MAX_WORDS = 24
+
+
+@dataclass(slots=True)
+class FakeRow:
+    """A picture that counts its steps."""
+
+    picture: Picture
+    step: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """What was asked for."""
+        return self.picture.params.num_inference_steps
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the prompt is too long."""
+        return len(self.picture.params.prompt.split()) > MAX_WORDS
 
 
 class FakeModel:
-    """See the module's words."""
+    """See the module's words. It serves every batching mode."""
 
     def __init__(self, settings: EngineSettings, sleep: Callable[[float], None] = time.sleep) -> None:
         options = dict(parse_qsl(urlsplit(settings.model).query))
         self._step_seconds = float(options.get("step_ms", 0)) / 1e3
         self._sleep = sleep
-        self._words = {action: options.get(action) for action in ("fail", "hang", "crash")}
         self._hold = Path(options["hold"]) if "hold" in options else None
-        self._oom_above = int(options.get("oom_above", 10**6))
         size = int(options.get("size", 64))
         self.info = ModelInfo(
             name="fake",
@@ -51,38 +67,42 @@ class FakeModel:
             default_scheduler=settings.scheduler or "ddim",
             default_steps=20,
             default_guidance_scale=4.0,
-            max_prompt_tokens=24,
+            max_prompt_tokens=MAX_WORDS,
             supports_negative_prompt=True,
         )
         sleep(float(options.get("load_ms", 0)) / 1e3)
 
-    def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
-        """One colour a picture; see `Model.generate`."""
-        started = time.monotonic()
-        for _ in range(pictures[0].params.num_inference_steps):
-            begun = time.monotonic()
-            while self._hold is not None and self._hold.exists():
-                self._sleep(HOLD_SECONDS)
-            if self._step_seconds:
-                self._sleep(self._step_seconds)
-            self._misbehave(pictures)
-            on_step(time.monotonic() - begun)
-        return Batch(
-            pixels=tuple(colour(each) for each in pictures),
-            truncated=tuple(len(each.params.prompt.split()) > 24 for each in pictures),
-            timings={Stage.DENOISE: time.monotonic() - started},
-        )
+    def begin(self, pictures: Sequence[Picture]) -> list[FakeRow]:
+        """See `StepModel.begin`."""
+        return [FakeRow(each) for each in pictures]
 
-    def _misbehave(self, pictures: Sequence[Picture]) -> None:
-        if len(pictures) > self._oom_above:
-            raise MemoryError
-        for action, word in self._words.items():
-            if word is not None and any(word in each.params.prompt for each in pictures):
-                if action == "crash":
-                    os._exit(3)
-                if action == "hang":
-                    time.sleep(3600)
-                raise RuntimeError(f"asked to fail by the word {word!r}")
+    def denoise(self, rows: Sequence[FakeRow]) -> list[Exception | None]:
+        """Wait; see `StepModel.denoise`."""
+        while self._hold is not None and self._hold.exists():
+            self._sleep(HOLD_SECONDS)
+        if self._step_seconds:
+            self._sleep(self._step_seconds)
+        for row in rows:
+            row.step += 1
+        return [None] * len(rows)
+
+    def decode(self, rows: Sequence[FakeRow]) -> list[Pixels]:
+        """One colour a picture; see `StepModel.decode`."""
+        return [colour(row.picture) for row in rows]
+
+    def peak_bytes(self) -> None:
+        """Not known."""
+
+    def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
+        """A whole batch; see `BatchModel.generate`."""
+        started = time.monotonic()
+        rows = self.begin(pictures)
+        while rows[0].step < rows[0].total_steps:
+            began = time.monotonic()
+            self.denoise(rows)
+            on_step(time.monotonic() - began)
+        timings = {Stage.DENOISE: time.monotonic() - started}
+        return Batch(tuple(self.decode(rows)), tuple(row.truncated for row in rows), timings)
 
 
 def colour(picture: Picture) -> Pixels:

@@ -21,9 +21,8 @@ class ProcessEngine:
     does not take the API down.
     """
 
-    def __init__(self, settings: EngineSettings, slots: int) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._slots = slots
         self._context = multiprocessing.get_context("spawn")
         self._outbox: SimpleQueue[Command | None] | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
@@ -35,7 +34,7 @@ class ProcessEngine:
             return
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=worker.main, args=(theirs, self._settings, self._slots), name="safelight-engine", daemon=True
+            target=worker.main, args=(theirs, self._settings), name="safelight-engine", daemon=True
         )
         process.start()
         theirs.close()

@@ -1,11 +1,22 @@
-"""The engine's own record of one task while it waits and runs."""
+"""The engine's own records of a task and of its pictures while they wait and run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from observability.events import Stage
+from observability.events import Priority, Stage
 from service.core import Params
-from service.engine.contract import Pixels
+from service.engine.contract import Picture, Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A picture in the queue. `accepted_at` is a Unix time, `arrived_at` the monotonic one of reaching the engine."""
+
+    picture: Picture
+    priority: Priority
+    accepted_at: float
+    arrived_at: float
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -18,6 +29,9 @@ class Task:
     prompt_truncated: bool = False
     pictures: dict[int, Pixels] = field(default_factory=dict)
     timings: dict[Stage, float] = field(default_factory=dict)
+    step_cost: float = 0.0  # seconds that one step of one picture adds to a full batch
+    denoised_at: float = 0.0  # monotonic
+    _denoise_began: float = 0.0
 
     @property
     def is_complete(self) -> bool:
@@ -38,6 +52,17 @@ class Task:
         """Add the stage seconds of one batch that this task was part of."""
         for stage, seconds in timings.items():
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+
+    def encoded(self, began: float, ended: float) -> None:
+        """The prompts of its first pictures were encoded between these monotonic times; denoising begins."""
+        if Stage.TEXT_ENCODE not in self.timings:
+            self.timings[Stage.TEXT_ENCODE] = ended - began
+            self._denoise_began = ended
+
+    def decoded(self, now: float) -> None:
+        """Its last pictures are decoded at monotonic `now`: the stages are the whole time since it began."""
+        self.timings[Stage.DENOISE] = self.denoised_at - self._denoise_began
+        self.timings[Stage.VAE_DECODE] = now - self.denoised_at
 
     def forget_unfinished(self) -> int:
         """Set progress back to the finished pictures; return the steps that were lost."""

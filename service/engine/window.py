@@ -3,41 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from observability.events import Priority
 from service.engine.contract import Picture
+from service.engine.task import Waiting
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A picture in the queue. `accepted_at` (Unix time) orders it; `arrived_at` (monotonic) starts its window."""
+def order(waiting: Waiting) -> tuple[int, float, str, int]:
+    """Sort key: by priority, then by age, then picture by picture."""
+    return (waiting.priority.rank, waiting.accepted_at, waiting.picture.task_id, waiting.picture.index)
 
-    picture: Picture
-    priority: Priority
-    accepted_at: float
-    arrived_at: float
-    alone: bool = False
 
-    @property
-    def order(self) -> tuple[int, float, str, int]:
-        """Sort key: by priority, then by age, then picture by picture."""
-        return (self.priority.rank, self.accepted_at, self.picture.task_id, self.picture.index)
+def group(waiting: Waiting) -> tuple[object, ...]:
+    """Pictures with the same value may share a batch.
 
-    @property
-    def group(self) -> tuple[object, ...]:
-        """Pictures with the same value may share a batch.
-
-        Those without a negative prompt keep to themselves: some pipelines treat none otherwise than an empty one.
-        """
-        params = self.picture.params
-        return (
-            params.width,
-            params.height,
-            params.num_inference_steps,
-            params.guidance_scale,
-            params.scheduler,
-            bool(params.negative_prompt),
-            self.picture.task_id if self.alone else None,
-        )
+    Those without a negative prompt keep to themselves: some pipelines treat none otherwise than an empty one.
+    """
+    params = waiting.picture.params
+    return (
+        params.width,
+        params.height,
+        params.num_inference_steps,
+        params.guidance_scale,
+        params.scheduler,
+        bool(params.negative_prompt),
+        waiting.picture.task_id if waiting.alone else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +52,12 @@ def choose(waiting: Sequence[Waiting], now: float, window: float, max_batch: int
     """
     nobody_else = len({each.picture.task_id for each in waiting}) == 1
     groups: dict[object, list[Waiting]] = {}
-    for each in sorted(waiting, key=lambda each: each.order):
-        groups.setdefault(each.group, []).append(each)
+    for each in sorted(waiting, key=order):
+        groups.setdefault(group(each), []).append(each)
     due_times = []
-    for group in groups.values():
-        batch = group[:max_batch]
-        due = min(each.arrived_at for each in group) + window
+    for mates in groups.values():
+        batch = mates[:max_batch]
+        due = min(each.arrived_at for each in mates) + window
         if nobody_else or batch[0].alone or len(batch) == max_batch or now >= due:
             return Run(tuple(each.picture for each in batch))
         due_times.append(due)

@@ -1,20 +1,25 @@
-"""The engine process: load and warm the model, then run the loop until the parent goes away."""
+"""The engine process: load and warm the model, then run its loop until the parent goes away."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from urllib.parse import urlsplit
 
-from service.core import ImageFormat, Params
-from service.engine.contract import Command, LoadFailed, Message, BatchModel, Picture, Ready
+from observability.events import Batching, Cache, CacheLookedUp, CacheResult
+from service.engine.continuous import ContinuousLoop
+from service.engine.contract import BatchModel, Command, Happened, LoadFailed, Message, R, Ready, StepModel
 from service.engine.fake import SCHEME, FakeModel
+from service.engine.faults import Faults, FaultyBatchModel, FaultyStepModel
 from service.engine.loop import EngineLoop
+from service.engine.policy import ORDERS
+from service.engine.profiling import profile_by_batch, profile_by_step
+from service.engine.window_loop import WindowLoop
 from service.errors import StartupError
 from service.settings import EngineSettings
-
-WARMUP_STEPS = 2
 
 # Read by the libraries when they are imported.
 IMPORT_ENVIRONMENT = {
@@ -25,18 +30,17 @@ IMPORT_ENVIRONMENT = {
     "DIFFUSERS_VERBOSITY": "error",
 }
 
+Send = Callable[[Message], None]
 
-def main(connection: "Connection[Message, Command]", settings: EngineSettings, slots: int) -> None:
+
+def main(connection: "Connection[Message, Command]", settings: EngineSettings) -> None:
     """Entry point of the process. Signals are the parent's business; its end is seen as the end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     inbox: SimpleQueue[Command] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
-    started = time.monotonic()
     try:
-        model = load(settings)
-        loaded = time.monotonic()
-        step_seconds = warm(model)
+        loop = make_loop(settings, inbox, connection.send)
     except StartupError as error:
         connection.send(LoadFailed(error.detail))
         return
@@ -45,40 +49,70 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings, s
         detail = f"SAFELIGHT_MODEL: {settings.model!r} cannot generate: {type(error).__name__}: {lines[0]}"
         connection.send(LoadFailed(detail))
         return
-    connection.send(Ready(model.info, loaded - started, time.monotonic() - loaded, step_seconds))
-    window = settings.batch_window_ms / 1e3 if settings.batching == "window" else 0.0
-    EngineLoop(model, inbox, connection.send, window=window, max_batch=slots).run()
+    loop.run()
 
 
-def load(settings: EngineSettings) -> BatchModel:
-    """The model that `settings` name."""
+def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
+    """Load the model that `settings` name, warm it, and send `Ready`; return the loop that serves it.
+
+    A pipeline that cannot be driven step by step is served in `window` mode, which `Ready` tells.
+    """
     if settings.model.startswith(SCHEME):
-        return FakeModel(settings)
+        return _fake_loop(settings, inbox, send)
     for name, value in IMPORT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from service.engine.pipeline import PipelineModel
+    from service.engine import families
+    from service.engine.pipeline import LoadedPipeline, PipelineModel
+    from service.engine.stepwise import StepwiseModel
 
-    return PipelineModel(settings)
+    began = time.monotonic()
+    loaded = LoadedPipeline(settings)
+    faults = Faults(settings.faults or "")
+    family = families.of(loaded)
+    if settings.batching is not Batching.CONTINUOUS or family is None:
+        return _window_loop(FaultyBatchModel(PipelineModel(loaded), faults), settings, inbox, send, began)
+
+    def on_cache_lookup(hit: bool) -> None:
+        send(Happened(CacheLookedUp(Cache.PROMPT_EMBEDDING, CacheResult.HIT if hit else CacheResult.MISS)))
+
+    model = StepwiseModel(loaded, family, int(settings.prompt_cache_mb * 2**20), on_cache_lookup)
+    return _continuous_loop(FaultyStepModel(model, faults), settings, inbox, send, began, loaded.machine)
 
 
-def warm(model: BatchModel) -> float:
-    """Generate one picture; return the seconds of its last denoising step."""
-    info = model.info
-    params = Params(
-        prompt="warm-up",
-        negative_prompt="",
-        num_inference_steps=WARMUP_STEPS,
-        guidance_scale=info.default_guidance_scale,
-        width=info.default_width,
-        height=info.default_height,
-        seed=0,
-        num_images=1,
-        scheduler=info.default_scheduler,
-        output_format=ImageFormat.PNG,
-    )
-    steps: list[float] = []
-    model.generate([Picture("warm-up", 0, params)], steps.append)
-    return steps[-1]
+def _fake_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
+    began = time.monotonic()
+    model = FakeModel(settings)
+    faults = Faults(settings.faults or urlsplit(settings.model).query)
+    if settings.batching is not Batching.CONTINUOUS:
+        return _window_loop(FaultyBatchModel(model, faults), settings, inbox, send, began)
+    return _continuous_loop(FaultyStepModel(model, faults), settings, inbox, send, began, "fake")
+
+
+def _continuous_loop(
+    model: StepModel[R],
+    settings: EngineSettings,
+    inbox: "SimpleQueue[Command]",
+    send: Send,
+    began: float,
+    machine: str,
+) -> EngineLoop:
+    loaded = time.monotonic()
+    profile = profile_by_step(model, settings, machine)
+    send(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
+    return ContinuousLoop(model, inbox, send, profile=profile, order=ORDERS[settings.order])
+
+
+def _window_loop(
+    model: BatchModel, settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send, began: float
+) -> EngineLoop:
+    loaded = time.monotonic()
+    sequential = settings.batching is Batching.SEQUENTIAL
+    slots = 1 if sequential else settings.max_batch
+    profile = profile_by_batch(model, slots)
+    batching = Batching.SEQUENTIAL if sequential else Batching.WINDOW
+    send(Ready(model.info, batching, profile, loaded - began, time.monotonic() - loaded))
+    window = 0.0 if sequential else settings.batch_window_ms / 1e3
+    return WindowLoop(model, inbox, send, window=window, max_batch=slots)
 
 
 def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]") -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from observability.events import (
+    EstimateChecked,
     Reason,
     RequestStarted,
     Stage,
@@ -28,7 +29,7 @@ from service.jobs import table
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
 from service.jobs.ending import completed, event, unrecorded
-from service.jobs.estimate import Estimator
+from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
 from service.storage.database import Database
 
@@ -54,7 +55,6 @@ class Board:
     ) -> None:
         self._database = database
         self._delivery = delivery
-        self._estimator = estimator
         self._send = send
         self._observer = observer
         self._wall = wall
@@ -63,6 +63,7 @@ class Board:
         self._flights = Flights()
         self._background = Background()
         self._stopping = asyncio.Event()
+        self.outlook = Outlook(estimator, self._flights, clock)
 
     # Entering
 
@@ -72,7 +73,7 @@ class Board:
         flight = self._flights.joinable(key)
         joined = flight is not None
         if flight is None:
-            flight = Flight(job.id, key, job.params, job.priority, job.created_at)
+            flight = Flight(job.id, key, job.params, job.priority, job.created_at, self._clock())
             self._flights.add(flight)
         live = LiveJob(job, self._clock(), flight)
         flight.members[job.id] = self._live[job.id] = live
@@ -84,6 +85,7 @@ class Board:
             flight.priority = min(flight.priority, job.priority, key=lambda priority: priority.rank)
             self._submit(flight)
         self._queue_changed()
+        live.predicted = self.outlook.of(flight)[1]
         return joined
 
     def resubmit(self) -> None:
@@ -107,6 +109,7 @@ class Board:
 
     def stepped(self, steps_done: Mapping[str, int]) -> None:
         """A denoising step was made for these tasks."""
+        self.outlook.changed()
         for flight in self._flights.known(steps_done):
             flight.steps_done = steps_done[flight.id]
             for live in flight.members.values():
@@ -234,7 +237,10 @@ class Board:
             live.flight.members.pop(job.id, None)
             live.done.set()
             live.tell(Snapshot(job, live.flight.steps_done, None, None))
-            self._observer.observe(event(job, self._clock() - live.accepted_at))
+            seconds = self._clock() - live.accepted_at
+            self._observer.observe(event(job, seconds))
+            if job.state is JobState.COMPLETED and live.predicted is not None:
+                self._observer.observe(EstimateChecked(live.predicted, seconds))
         self._queue_changed()
 
     async def _record(self, record: Callable[[Connection], None]) -> bool:
@@ -257,15 +263,7 @@ class Board:
         if live is None or live.done.is_set():
             steps = job.params.total_steps if job.state is JobState.COMPLETED else 0
             return Snapshot(job, steps, None, None)
-        flight = live.flight
-        ahead = self._flights.ahead_of(flight)
-        waiting_ahead = sum(not each.has_started for each in ahead)
-        return Snapshot(
-            live.job,
-            flight.steps_done,
-            None if flight.has_started else waiting_ahead,
-            self._estimator.seconds_left(flight, () if flight.has_started else ahead),
-        )
+        return Snapshot(live.job, live.flight.steps_done, *self.outlook.of(live.flight))
 
     @property
     def waiting(self) -> int:
@@ -281,6 +279,7 @@ class Board:
         self._background.spawn(self._database.run(partial(table.save, job=live.job)))
 
     def _queue_changed(self) -> None:
+        self.outlook.changed()
         self._observer.observe(self._flights.queue())
 
     # Stopping

@@ -1,38 +1,146 @@
-"""How long a job will still take, from the step times seen lately."""
+"""When each computation will be done: the queue, played forward by the engine's profile."""
 
-from collections.abc import Iterable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from service.jobs.flight import Flight
+from observability.events import BatchStepped, Priority
+from service.core import ModelInfo, Params, Size
+from service.engine.contract import Picture
+from service.engine.policy import Candidate, Order, shortest_first
+from service.engine.profile import Profile
+from service.jobs.flight import Flight, Flights
 
 WEIGHT = 0.1
+NEARLY_NONE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """By id of the flight: seconds until it is done, and its place in the queue (0 = next) while it waits."""
+
+    seconds: dict[str, float]
+    positions: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Row:
+    """A picture, as far as a forecast needs it."""
+
+    flight_id: str
+    size: Size
+    rows: int
+    steps_left: float
 
 
 class Estimator:
-    """Keeps a moving average of the time of a denoising step and of the pictures in it."""
+    """Knows nothing until `ready`. What the profile says is corrected by the step times seen lately."""
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._step_seconds: float | None = None
+    def __init__(self, order: Order = shortest_first) -> None:
+        self._order = order
+        self._profile: Profile | None = None
+        self._info: ModelInfo | None = None
+        self._correction = 1.0
 
-    def stepped(self, seconds: float) -> None:
+    def ready(self, info: ModelInfo, profile: Profile) -> None:
+        """Take the model and the profile of an engine that has started."""
+        self._info, self._profile = info, profile
+
+    def stepped(self, event: BatchStepped) -> None:
         """Take the time of one step of a batch."""
-        if self._step_seconds is None:
-            self._step_seconds = seconds
-        else:
-            self._step_seconds += WEIGHT * (seconds - self._step_seconds)
+        if self._profile is not None:
+            ratio = event.seconds / max(self._profile.step_seconds(event.size, event.rows), NEARLY_NONE)
+            self._correction += WEIGHT * (ratio - self._correction)
 
-    def seconds_left(self, flight: Flight, ahead: Iterable[Flight]) -> float | None:
-        """Seconds until `flight` is done when the work `ahead` of it goes first, in full batches; None: not known."""
-        if self._step_seconds is None:
-            return None
-        rounds = -(-flight.params.num_images // self._slots)
-        own = flight.params.num_inference_steps * rounds - flight.steps_done / min(
-            flight.params.num_images, self._slots
-        )
-        before = sum(self._steps_left(each) for each in ahead)
-        return (max(own, 0.0) + before) * self._step_seconds
+    def forecast(self, flights: Iterable[Flight], now: float) -> Forecast:
+        """Play all unfinished `flights` forward from monotonic `now`; without a profile, only places are known."""
+        flights = list(flights)
+        waiting = sorted((each for each in flights if not each.has_started), key=lambda each: self._key(each, now))
+        positions = {each.id: place for place, each in enumerate(waiting)}
+        running = [each for each in flights if each.has_started]
+        seconds = self._play([*running, *waiting]) if self._profile is not None else {}
+        return Forecast(seconds, positions)
 
-    def _steps_left(self, flight: Flight) -> float:
-        """Denoising steps of the batches that `flight` needs: what runs has its batch, what waits will share one."""
-        sharing = min(flight.params.num_images, self._slots) if flight.has_started else self._slots
-        return (flight.params.total_steps - flight.steps_done) / sharing
+    def _key(self, flight: Flight, now: float) -> tuple[float | str, ...]:
+        """The engine's own order of service."""
+        work = self._work(flight.params)
+        candidate = Candidate(Picture(flight.id, 0, flight.params), flight.priority, flight.entered_at, work)
+        return (*self._order(candidate, now), flight.id)
+
+    def _work(self, params: Params) -> float:
+        if self._profile is None or self._info is None:
+            return 0.0
+        return params.total_steps * self._profile.picture_step_seconds(params.size, self._info.rows(params))
+
+    def _play(self, flights: Iterable[Flight]) -> dict[str, float]:
+        """Rows take the slots in order and step together until one is done; sizes take turns."""
+        assert self._profile is not None, "ready"
+        waiting: dict[Size, list[_Row]] = {}
+        for flight in flights:
+            waiting.setdefault(flight.params.size, []).extend(self._rows(flight))
+        running: list[_Row] = []
+        done: dict[str, float] = {}
+        now = 0.0
+        while running or any(waiting.values()):
+            taken = Counter(each.size for each in running)
+            for size, queue in waiting.items():
+                free = self._profile.cap(size) - taken[size]
+                running += queue[:free]
+                del queue[:free]
+            steps = min(each.steps_left for each in running)
+            now += steps * self._round_seconds(running)
+            for each in running:
+                each.steps_left -= steps
+            for each in running:
+                if each.steps_left <= NEARLY_NONE:
+                    now += self._profile.extra_seconds * self._correction
+                    done[each.flight_id] = now
+            running = [each for each in running if each.steps_left > NEARLY_NONE]
+        return done
+
+    def _rows(self, flight: Flight) -> list[_Row]:
+        """The pictures that `flight` still needs; those that run are taken to be equally far."""
+        assert self._info is not None, "ready"
+        left = flight.params.total_steps - flight.steps_done
+        count = max(1, math.ceil(left / flight.params.num_inference_steps))
+        rows = self._info.rows(flight.params)
+        return [_Row(flight.id, flight.params.size, rows, left / count) for _ in range(count)]
+
+    def _round_seconds(self, running: Iterable[_Row]) -> float:
+        """One step of every size that has rows."""
+        assert self._profile is not None, "ready"
+        rows: Counter[Size] = Counter()
+        for each in running:
+            rows[each.size] += each.rows
+        return self._correction * sum(self._profile.step_seconds(size, count) for size, count in rows.items())
+
+
+class Outlook:
+    """What `flights` can expect, worked out at most once after each change."""
+
+    def __init__(self, estimator: Estimator, flights: Flights, clock: Callable[[], float]) -> None:
+        self._estimator = estimator
+        self._flights = flights
+        self._clock = clock
+        self._forecast: Forecast | None = None
+
+    def changed(self) -> None:
+        """Something entered, went on or left."""
+        self._forecast = None
+
+    def of(self, flight: Flight) -> tuple[int | None, float | None]:
+        """Place in the queue and seconds left, where they are known; one whose pictures are made has 0 s left."""
+        if self._forecast is None:
+            self._forecast = self._estimator.forecast(self._flights, self._clock())
+        left_the_engine = 0.0 if flight not in self._flights else None
+        return self._forecast.positions.get(flight.id), self._forecast.seconds.get(flight.id, left_the_engine)
+
+    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None) -> float | None:
+        """How long a job that were accepted now would take; one that can join a computation ends with it."""
+        flight = self._flights.joinable(cache_key) if cache_key is not None else None
+        if flight is not None:
+            return self.of(flight)[1]
+        now = self._clock()
+        flight = Flight("", "", params, priority, accepted_at=now, entered_at=now)
+        return self._estimator.forecast((*self._flights, flight), now).seconds.get(flight.id)

@@ -31,6 +31,7 @@ class LiveJob:
     timer: asyncio.TimerHandle | None = None
     closing: bool = False
     waiters: int = 0
+    predicted: float | None = None  # seconds from acceptance to completion, as estimated then
     done: asyncio.Event = field(default_factory=asyncio.Event)
     _watchers: set["asyncio.Queue[Snapshot | None]"] = field(default_factory=set)
 
@@ -57,13 +58,17 @@ class LiveJob:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One computation in the engine, and the jobs that wait for it. Its id is that of the job that began it."""
+    """One computation in the engine, and the jobs that wait for it. Its id is that of the job that began it.
+
+    `accepted_at` is a Unix time, `entered_at` the monotonic one since when this process knows it.
+    """
 
     id: str
     key: str
     params: Params
     priority: Priority
     accepted_at: float
+    entered_at: float
     members: dict[str, LiveJob] = field(default_factory=dict)
     has_started: bool = False
     steps_done: int = 0
@@ -71,7 +76,7 @@ class Flight:
 
     @property
     def order(self) -> tuple[int, float, str]:
-        """Sort key of the queue; the engine's policy uses the same."""
+        """Sort key of what is handed to an engine anew."""
         return (self.priority.rank, self.accepted_at, self.id)
 
 
@@ -121,7 +126,3 @@ class Flights:
         for live in waiting:
             depths[live.job.priority] += 1
         return QueueChanged(depths, min((live.accepted_at for live in waiting), default=None))
-
-    def ahead_of(self, flight: Flight) -> list[Flight]:
-        """What runs, or waits in front of `flight`."""
-        return [each for each in self if each.has_started or each.order < flight.order]

@@ -5,9 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from observability.events import BatchStepped, EngineLost, EngineReady, Event
+from observability.events import Batching, BatchStepped, EngineLost, EngineReady, Event
 from observability.observer import Observer
-from service.core import ModelInfo
 from service.engine.contract import (
     Beat,
     Command,
@@ -39,7 +38,7 @@ class Runner:
         self,
         *,
         engine: Engine,
-        slots: int,
+        batching: Batching,
         estimator: Estimator,
         observer: Observer,
         heartbeat_timeout: float,
@@ -47,7 +46,7 @@ class Runner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._slots = slots
+        self._batching = batching  # as asked for
         self._estimator = estimator
         self._observer = observer
         self._heartbeat_timeout = heartbeat_timeout
@@ -57,7 +56,7 @@ class Runner:
         self._last_beat: float | None = None  # None while loading: that may take any time
         self._drained = asyncio.Event()
         self._is_draining = False
-        self.info: ModelInfo | None = None
+        self.ready: Ready | None = None  # the last start's
         self.is_ready = False
 
     def start(self, board: Board) -> None:
@@ -110,28 +109,36 @@ class Runner:
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, BatchStepped):
-            self._estimator.stepped(event.seconds)
+            self._estimator.stepped(event)
         self._observer.observe(event)
 
     def _became_ready(self, message: Ready) -> None:
-        self.info = message.info
+        info, profile = message.info, message.profile
+        size = (info.default_width, info.default_height)
+        slots = profile.cap(size)
+        self.ready = message
         self.is_ready = True
         self._last_beat = self._clock()
-        self._estimator.stepped(message.step_seconds)
-        self._observer.observe(EngineReady(self._slots, message.load_seconds, message.warmup_seconds))
+        self._estimator.ready(info, profile)
+        self._observer.observe(EngineReady(message.batching, slots, message.load_seconds, message.warmup_seconds))
         log.info(
-            "%s (%s) is ready on %s in %s: loaded in %.1f s, warmed in %.1f s",
-            message.info.name,
-            message.info.pipeline,
-            message.info.device,
-            message.info.dtype,
+            "%s (%s) is ready on %s in %s: loaded in %.1f s, warmed in %.1f s; %s batching, %d slots of %d x %d",
+            info.name,
+            info.pipeline,
+            info.device,
+            info.dtype,
             message.load_seconds,
             message.warmup_seconds,
+            message.batching.value,
+            slots,
+            *size,
         )
+        if message.batching is not self._batching:
+            log.warning("%s cannot be driven step by step: %s batching instead", info.pipeline, message.batching.value)
 
     def _lost(self, message: Lost) -> None:
         assert self._board is not None, "started"
-        if self.info is None:
+        if self.ready is None:
             self._on_load_failed(f"the engine process ended with {message.exit_code} while it loaded the model")
             return
         if self._is_draining:

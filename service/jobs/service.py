@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -11,10 +12,10 @@ from functools import partial
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from observability.events import CacheLookedUp, CacheResult, Priority, Reason, RequestRejected, Source
+from observability.events import Cache, CacheLookedUp, CacheResult, Priority, Reason, RequestRejected, Source
 from observability.observer import Observer
 from service.core import Job, JobState, Params
-from service.errors import Conflict, NotFound, QueueFull, Unavailable
+from service.errors import Conflict, DeadlineUnreachable, NotFound, QueueFull, Unavailable
 from service.jobs import table
 from service.jobs.board import Board
 from service.jobs.ending import event
@@ -78,8 +79,8 @@ class JobService:
     async def accept(self, order: Order) -> tuple[Snapshot, bool]:
         """Record the order as a job and queue it; return the job, and whether it is new.
 
-        Raises `Conflict` for an idempotency key used with another body, `QueueFull`, and `Unavailable` while the
-        service drains or its database fails; then nothing was recorded.
+        Raises `Conflict` for an idempotency key used with another body, `QueueFull`, `DeadlineUnreachable`, and
+        `Unavailable` while the service drains or its database fails; then nothing was recorded.
         """
         try:
             if self.is_draining:
@@ -87,6 +88,9 @@ class JobService:
             return await self._accept(order)
         except QueueFull:
             self.reject(order.source, Reason.QUEUE_FULL)
+            raise
+        except DeadlineUnreachable:
+            self.reject(order.source, Reason.DEADLINE)
             raise
         except Unavailable:
             self.reject(order.source, Reason.DRAINING if self.is_draining else Reason.STORAGE_ERROR)
@@ -97,8 +101,7 @@ class JobService:
         self._observer.observe(RequestRejected(reason, source))
 
     async def _accept(self, order: Order) -> tuple[Snapshot, bool]:
-        has_room = self._board.waiting + self._admitting < self._queue_limit
-        record = partial(self._record, order=order, has_room=has_room)
+        record = partial(self._record, order=order, refusal=self._refusal(order))
         self._admitting += 1
         try:
             try:
@@ -115,10 +118,25 @@ class JobService:
         else:
             result = CacheResult.COALESCED if self._board.enter(job) else CacheResult.MISS
         if order.use_cache and (order.seed_given or self._cache_variants):
-            self._observer.observe(CacheLookedUp(result))
+            self._observer.observe(CacheLookedUp(Cache.RESPONSE, result))
         return self._board.snapshot(job), True
 
-    def _record(self, connection: Connection, order: Order, has_room: bool) -> tuple[Job, bool]:
+    def _refusal(self, order: Order) -> QueueFull | DeadlineUnreachable | None:
+        """Why the engine could not do the order now, if so."""
+        if self._board.waiting + self._admitting >= self._queue_limit:
+            return QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
+        cache_key = order.params.cache_key(self._revision) if order.use_cache else None
+        seconds = self._board.outlook.seconds_for(order.params, order.priority, cache_key)
+        if seconds is None or seconds <= order.timeout:
+            return None
+        return DeadlineUnreachable(
+            f"it would take about {seconds:.1f} s, and timeout_s is {order.timeout:g}",
+            retry_after=max(1, math.ceil(seconds - order.timeout)),
+        )
+
+    def _record(
+        self, connection: Connection, order: Order, refusal: QueueFull | DeadlineUnreachable | None
+    ) -> tuple[Job, bool]:
         """In one transaction: the job of the idempotency key, or a new one, completed at once by a cache hit."""
         now = self._wall()
         if order.idempotency_key is not None:
@@ -126,8 +144,8 @@ class JobService:
             if known is not None:
                 return known, False
         hit = self._find_response(connection, order, now) if order.use_cache else None
-        if hit is None and not has_room:
-            raise QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
+        if hit is None and refusal is not None:
+            raise refusal
         job = self._new_job(order, now) if hit is None else _answered(self._new_job(order, now), hit)
         table.add(connection, job)
         if order.idempotency_key is not None:

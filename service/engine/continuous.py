@@ -1,0 +1,277 @@
+"""The loop of `continuous` mode: at every step boundary pictures join, pause and leave the running batch."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+from observability.events import (
+    BatchStepped,
+    OutOfMemorySplit,
+    PictureAdmitted,
+    PicturesPaused,
+    PicturesResumed,
+    Priority,
+    Reason,
+    Stage,
+    StageFinished,
+    StepsWasted,
+)
+from service.core import Size
+from service.engine import policy
+from service.engine.contract import Command, Message, Picture, R, StepModel, Stepped, Submit, is_out_of_memory
+from service.engine.loop import EngineLoop, reason_of
+from service.engine.policy import Candidate, Lowered, Order, Turn
+from service.engine.profile import Profile
+from service.engine.task import Waiting
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(slots=True)
+class Begun(Generic[R]):
+    """A picture with a row. `free_since` (monotonic) is when a slot was there for it, until its first step."""
+
+    waiting: Waiting
+    row: R
+    free_since: float | None
+    holds_slot: bool = True
+
+    @property
+    def picture(self) -> Picture:
+        """What it will be."""
+        return self.waiting.picture
+
+    @property
+    def size(self) -> Size:
+        """Only pictures of the same size share a step."""
+        return self.picture.params.size
+
+
+class ContinuousLoop(EngineLoop, Generic[R]):
+    """Drives a model step by step. `profile` says how many slots a size has and what a step costs."""
+
+    def __init__(
+        self,
+        model: StepModel[R],
+        inbox: "SimpleQueue[Command]",
+        send: Callable[[Message], None],
+        *,
+        profile: Profile,
+        order: Order = policy.shortest_first,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(inbox, send, clock)
+        self._model = model
+        self._profile = profile
+        self._order = order
+        self._begun: dict[Picture, Begun[R]] = {}
+        self._done: list[Begun[R]] = []  # have all their steps and wait to be decoded
+        self._decode_deferred = False
+        self._turns: dict[Size, Turn] = {}
+        self._lowered: dict[Size, Lowered] = {}
+        self._busy: Counter[Size] = Counter()  # slots that were taken during the last step of a size
+
+    def turn(self) -> None:
+        """One turn of the loop: at most one denoising step of one size."""
+        self._receive(timeout=0.0)
+        found_free_slots = self._admit()
+        self._retire(may_wait=found_free_slots)
+        batch = self._choose()
+        if batch:
+            self._denoise(batch)
+        elif not self._waiting and not self._done:
+            self._rest()
+
+    # Admit
+
+    def _admit(self) -> bool:
+        """Give out the slots; return whether pictures joined that found one free, and so should not wait longer."""
+        now = self._clock()
+        slots = policy.assign_slots(self._candidates(), lambda size: self._cap(size, now), now, self._order)
+        holders = {each.picture for each in slots}
+        self._pause_and_resume(holders)
+        newcomers = [each for each in slots if each.picture not in self._begun]
+        return bool(newcomers) and self._begin(newcomers, now)
+
+    def _candidates(self) -> Iterator[Candidate]:
+        for each in self._waiting:
+            yield self._candidate(each, holds_slot=False)
+        for begun in self._begun.values():
+            yield self._candidate(begun.waiting, begun.holds_slot)
+
+    def _candidate(self, waiting: Waiting, holds_slot: bool) -> Candidate:
+        task = self._tasks[waiting.picture.task_id]
+        work = (task.params.total_steps - task.steps_done) * task.step_cost
+        return Candidate(waiting.picture, waiting.priority, waiting.arrived_at, work, holds_slot, waiting.alone)
+
+    def _cap(self, size: Size, now: float) -> int:
+        cap = self._profile.cap(size)
+        return min(cap, self._lowered[size].allows(now)) if size in self._lowered else cap
+
+    def _pause_and_resume(self, holders: set[Picture]) -> None:
+        changed = [each for each in self._begun.values() if each.holds_slot != (each.picture in holders)]
+        for each in changed:
+            each.holds_slot = not each.holds_slot
+        resumed = sum(each.holds_slot for each in changed)
+        if resumed:
+            self._observe(PicturesResumed(resumed))
+        if len(changed) > resumed:
+            self._observe(PicturesPaused(len(changed) - resumed))
+
+    def _begin(self, newcomers: Sequence[Candidate], now: float) -> bool:
+        """Encode the prompts and draw the first latents of pictures that got a slot."""
+        waiting = {each.picture: each for each in self._waiting}
+        self._start(waiting.keys() & {each.picture for each in newcomers})
+        free = Counter({size: self._cap(size, now) - self._busy[size] for size in {_size(each) for each in newcomers}})
+        found_free_slots = False
+        rows = self._apart([each.picture for each in newcomers], self._model.begin)
+        for picture, row in rows:
+            if isinstance(row, Exception):
+                self._fail(picture.task_id, row)
+            elif picture.task_id in self._tasks:
+                free[picture.params.size] -= 1
+                was_free = free[picture.params.size] >= 0
+                found_free_slots |= was_free
+                since = waiting[picture].arrived_at if was_free else now
+                self._begun[picture] = Begun(waiting[picture], row, since)
+        ended = self._clock()
+        for task_id in {each.picture.task_id for each in newcomers} & self._tasks.keys():
+            self._tasks[task_id].encoded(now, ended)
+        self._observe(StageFinished(Stage.TEXT_ENCODE, ended - now))
+        return found_free_slots
+
+    # Choose
+
+    def _choose(self) -> list[Begun[R]]:
+        """The pictures that take the next step together."""
+        batches: dict[Size, list[Begun[R]]] = {}
+        for each in self._begun.values():
+            if each.holds_slot:
+                batches.setdefault(each.size, []).append(each)
+        self._turns = policy.entered(self._turns, batches)
+        self._busy = Counter({size: len(batch) for size, batch in batches.items()})
+        return batches[policy.next_size(self._turns)] if batches else []
+
+    # Denoise
+
+    def _denoise(self, batch: Sequence[Begun[R]]) -> None:
+        """One step for all of `batch`; what raises even alone fails, the others go on from the step they had."""
+        now = self._clock()
+        for each in batch:
+            if each.free_since is not None:
+                self._observe(PictureAdmitted(now - each.free_since))
+                each.free_since = None
+        for each, error in self._apart(batch, self._step):
+            if error is not None:
+                self._fail(each.picture.task_id, error)
+            elif each.row.step == each.row.total_steps and self._begun.pop(each.picture, None) is not None:
+                self._tasks[each.picture.task_id].denoised_at = self._clock()
+                self._done.append(each)
+
+    def _step(self, batch: Sequence[Begun[R]]) -> Sequence[Exception | None]:
+        members = tuple((each.picture.task_id, each.row.step) for each in batch)
+        began = self._clock()
+        errors = self._model.denoise([each.row for each in batch])
+        seconds = self._clock() - began
+        size = batch[0].size
+        self._turns = policy.charged(self._turns, size, seconds, [each.waiting.priority for each in batch])
+        rows = sum(self._model.info.rows(each.picture.params) for each in batch)
+        self._observe(BatchStepped(members, rows, size, seconds))
+        self._report(batch)
+        return errors
+
+    def _report(self, batch: Sequence[Begun[R]]) -> None:
+        """Tell how far the tasks of `batch` are after one more step."""
+        for each in batch:
+            if each.picture.task_id in self._tasks:
+                self._tasks[each.picture.task_id].steps_done += 1
+        present = {each.picture.task_id for each in batch} & self._tasks.keys()
+        self._send(Stepped({task_id: self._tasks[task_id].steps_done for task_id in present}))
+
+    # Retire
+
+    def _retire(self, may_wait: bool) -> None:
+        """Decode what has all its steps. It waits for one step of pictures that would otherwise wait for it."""
+        self._decode_deferred = may_wait and bool(self._done) and not self._decode_deferred
+        if self._decode_deferred:
+            return
+        done, self._done = self._done, []
+        by_size: dict[Size, list[Begun[R]]] = {}
+        for each in done:
+            by_size.setdefault(each.size, []).append(each)
+        for batch in by_size.values():
+            self._decode(batch)
+
+    def _decode(self, batch: Sequence[Begun[R]]) -> None:
+        began = self._clock()
+        for each, pixels in self._apart(batch, lambda part: self._model.decode([begun.row for begun in part])):
+            task_id = each.picture.task_id
+            if isinstance(pixels, Exception):
+                self._fail(task_id, pixels)
+            elif task_id in self._tasks:
+                self._tasks[task_id].keep(each.picture.index, pixels, each.row.truncated)
+        ended = self._clock()
+        self._observe(StageFinished(Stage.VAE_DECODE, ended - began))
+        for task_id in {each.picture.task_id for each in batch} & self._tasks.keys():
+            task = self._tasks[task_id]
+            if task.is_complete:
+                task.decoded(ended)
+                self._observe(StageFinished(Stage.DENOISE, task.timings[Stage.DENOISE]))
+                self._finish(task_id)
+
+    # What goes wrong
+
+    def _apart(
+        self, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]]
+    ) -> Iterator[tuple[T, U | Exception]]:
+        """What `call` gives for each item, or why it fails for this one even alone: halves are tried apart."""
+        try:
+            results = call(items)
+        except Exception as error:  # noqa: BLE001  # whatever a model raises; it becomes the failure of one task
+            if len(items) == 1:
+                yield items[0], error
+                return
+            middle = len(items) // 2
+            if is_out_of_memory(error):
+                self._out_of_memory(items, middle)
+            yield from self._apart(items[:middle], call)
+            yield from self._apart(items[middle:], call)
+        else:
+            yield from zip(items, results, strict=True)
+
+    def _out_of_memory(self, items: Sequence[object], slots: int) -> None:
+        for size in {each.size for each in items if isinstance(each, Begun)}:
+            self._lowered[size] = Lowered(slots, self._clock())
+        self._observe(OutOfMemorySplit(slots))
+
+    def _fail(self, task_id: str, error: Exception) -> None:
+        task = self._tasks.get(task_id)
+        super()._fail(task_id, error)
+        self._forget(task_id, Reason.MODEL_ERROR)
+        if task is not None and task.steps_done:
+            self._observe(StepsWasted(reason_of(error), task.steps_done))
+
+    # Commands
+
+    def _enqueue(self, command: Submit) -> None:
+        super()._enqueue(command)
+        rows = self._model.info.rows(command.params)
+        self._tasks[command.task_id].step_cost = self._profile.picture_step_seconds(command.params.size, rows)
+
+    def _raise_priority(self, task_id: str, priority: Priority) -> None:
+        super()._raise_priority(task_id, priority)
+        for each in self._begun.values():
+            if each.picture.task_id == task_id and priority.rank < each.waiting.priority.rank:
+                each.waiting = replace(each.waiting, priority=priority)
+
+    def _forget(self, task_id: str, reason: Reason) -> None:
+        self._begun = {picture: each for picture, each in self._begun.items() if picture.task_id != task_id}
+        self._done = [each for each in self._done if each.picture.task_id != task_id]
+
+
+def _size(candidate: Candidate) -> Size:
+    return candidate.picture.params.size

@@ -1,0 +1,134 @@
+"""The scheduling of continuous batching as pure functions: who holds a slot, and which size takes the next step.
+
+A picture that waits is passed only by pictures that arrived less than `(rank + 1) * PROMOTE_SECONDS` after it (rank 2
+is low priority), so nothing starves. Of `n` sizes that have rows, each takes a step at least once in `MAX_SKIPS + n`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from observability.events import Priority
+from service.core import Size
+from service.engine.contract import Picture
+
+PROMOTE_SECONDS = 60.0
+AGEING = 0.5  # seconds of work that a second of waiting makes up for
+PAUSE_GAP = 2  # ranks: only a high one takes the slot of a low one
+MAX_SKIPS = 8
+SHARES = {Priority.HIGH: 4.0, Priority.NORMAL: 2.0, Priority.LOW: 1.0}
+RAISE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An unfinished picture. `arrived_at` is monotonic; `work` is the seconds of denoising that its task has left."""
+
+    picture: Picture
+    priority: Priority
+    arrived_at: float
+    work: float
+    holds_slot: bool = False
+    alone: bool = False
+
+    def rank(self, now: float) -> int:
+        """The priority's rank, one better for each `PROMOTE_SECONDS` since arrival; below zero in the end."""
+        return self.priority.rank - int((now - self.arrived_at) / PROMOTE_SECONDS)
+
+
+Order = Callable[[Candidate, float], tuple[float, ...]]
+
+
+def shortest_first(candidate: Candidate, now: float) -> tuple[float, ...]:
+    """Within a rank: the least work left first, less what the time since arrival makes up for."""
+    return (candidate.rank(now), candidate.work + AGEING * candidate.arrived_at, candidate.arrived_at)
+
+
+def first_come_first_served(candidate: Candidate, now: float) -> tuple[float, ...]:
+    """Within a rank: the oldest first."""
+    return (candidate.rank(now), candidate.arrived_at)
+
+
+ORDERS: Mapping[str, Order] = {"shortest_first": shortest_first, "first_come": first_come_first_served}
+
+
+def assign_slots(
+    candidates: Iterable[Candidate], cap: Callable[[Size], int], now: float, order: Order = shortest_first
+) -> list[Candidate]:
+    """Who holds the slots until the next step, at most `cap` of a size, in the order of service.
+
+    A holder keeps its slot, unless the cap was lowered or one that outranks it by `PAUSE_GAP` wants it.
+    """
+    ordered = sorted(candidates, key=lambda each: (*order(each, now), each.picture.task_id, each.picture.index))
+    groups: dict[Size, list[Candidate]] = {}
+    for each in _without_mates_of_suspects(ordered):
+        groups.setdefault(each.picture.params.size, []).append(each)
+    return [each for size, group in groups.items() for each in _fill(group, cap(size), now)]
+
+
+def _without_mates_of_suspects(ordered: Sequence[Candidate]) -> list[Candidate]:
+    """Suspects of a crash run alone: what runs finishes, then one suspect has the engine to itself."""
+    holders = [each for each in ordered if each.holds_slot]
+    waiting = [each for each in ordered if not each.holds_slot]
+    suspect = next((each for each in (*holders, *waiting[:1]) if each.alone), None)
+    if suspect is None:
+        return [each for each in ordered if not each.alone]
+    if holders and not suspect.holds_slot:
+        return holders
+    return [each for each in ordered if each.picture.task_id == suspect.picture.task_id]
+
+
+def _fill(ordered: Sequence[Candidate], cap: int, now: float) -> list[Candidate]:
+    """The holders among candidates of one size."""
+    chosen = [each for each in ordered if each.holds_slot][:cap]
+    for each in ordered:
+        if each.holds_slot:
+            continue
+        if len(chosen) == cap:
+            last = max(chosen, key=lambda other: (other.rank(now), ordered.index(other)))
+            if last.rank(now) - each.rank(now) < PAUSE_GAP:
+                break
+            chosen.remove(last)
+        chosen.append(each)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a size with rows has fared: weighted seconds it has had, and steps of others since its own last one."""
+
+    used: float = 0.0
+    skipped: int = 0
+
+
+def next_size(turns: Mapping[Size, Turn]) -> Size:
+    """The size that takes the next step: the one passed over too often, else the one that has had the least."""
+    overdue = {size: turn for size, turn in turns.items() if turn.skipped >= MAX_SKIPS}
+    if overdue:
+        return max(overdue, key=lambda size: overdue[size].skipped)
+    return min(turns, key=lambda size: turns[size].used)
+
+
+def entered(turns: Mapping[Size, Turn], sizes: Iterable[Size]) -> dict[Size, Turn]:
+    """The turns of the `sizes` that have rows now. A new one starts level with the one that has had the least."""
+    least = min((turn.used for turn in turns.values()), default=0.0)
+    return {size: turns.get(size, Turn(used=least)) for size in sizes}
+
+
+def charged(turns: Mapping[Size, Turn], size: Size, seconds: float, holders: Iterable[Priority]) -> dict[Size, Turn]:
+    """The turns after a step of `seconds` for rows of these priorities: more and more urgent rows, a larger share."""
+    weight = sum(SHARES[each] for each in holders)
+    after = {other: replace(turn, skipped=turn.skipped + 1) for other, turn in turns.items()}
+    after[size] = Turn(used=turns[size].used + seconds / weight)
+    return after
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A cap after memory ran out at `at` (monotonic); it doubles every `RAISE_SECONDS`."""
+
+    to: int
+    at: float
+
+    def allows(self, now: float) -> int:
+        """Slots that may be tried at `now`."""
+        return self.to << min(30, int((now - self.at) / RAISE_SECONDS))

@@ -22,10 +22,11 @@ ADAPTER = TypeAdapter(Profile)
 
 
 def profile_by_step(model: StepModel[R], settings: EngineSettings, machine: str) -> Profile:
-    """The profile of `model` on `machine` (a description of what its speed depends on), measured or read from disk.
+    """Warm `model`; its profile on `machine` (a description of what its speed depends on), measured or from disk.
 
     A profile that cannot be read is measured anew, and one that cannot be kept is used all the same.
     """
+    _make(model, _pictures(model.info, default_size(model.info), 1))
     file = settings.data_dir / f"profile-{_digest(model.info, settings, machine)}.json"
     try:
         profile = ADAPTER.validate_json(file.read_bytes())
@@ -66,17 +67,10 @@ def measure(
     model: StepModel[R], sizes: Sequence[Size], max_batch: int, clock: Callable[[], float] = time.monotonic
 ) -> Profile:
     """Time steps of 1, 2, 4, ... `max_batch` guided pictures of each size; the least of a few, after a warm one."""
-    warm_up = _pictures(model.info, sizes[0], 1)
-    model.decode(_finished(model, model.begin(warm_up)))
-    began = clock()
-    rows = model.begin(_pictures(model.info, sizes[0], 1, prompt="another prompt, which is in no cache"))
-    extra = clock() - began
-    rows = _finished(model, rows)
-    began = clock()
-    model.decode(rows)
-    extra += clock() - began
+    pictures = _pictures(model.info, sizes[0], 1, prompt="another prompt, which is in no cache")
+    extra = _make(model, pictures, clock)
     curves = tuple(_curve(model, size, max_batch, clock) for size in sizes)
-    return Profile(curves, extra, model.info.rows(warm_up[0].params), max_batch)
+    return Profile(curves, extra, model.info.rows(pictures[0].params), max_batch)
 
 
 def _curve(model: StepModel[R], size: Size, max_batch: int, clock: Callable[[], float]) -> Curve:
@@ -111,10 +105,16 @@ def _step(model: StepModel[R], rows: Sequence[R]) -> None:
             raise error
 
 
-def _finished(model: StepModel[R], rows: Sequence[R]) -> Sequence[R]:
+def _make(model: StepModel[R], pictures: Sequence[Picture], clock: Callable[[], float] = time.monotonic) -> float:
+    """Make the pictures; return the seconds that all but the steps took."""
+    began = clock()
+    rows = model.begin(pictures)
+    seconds = clock() - began
     while rows[0].step < rows[0].total_steps:
         _step(model, rows)
-    return rows
+    began = clock()
+    model.decode(rows)
+    return seconds + clock() - began
 
 
 def _pictures(info: ModelInfo, size: Size, count: int, prompt: str = "warm-up") -> list[Picture]:

@@ -70,13 +70,13 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     faults = Faults(settings.faults or "")
     family = families.of(loaded)
     if settings.batching is not Batching.CONTINUOUS or family is None:
-        return _window_loop(FaultyBatchModel(PipelineModel(loaded), faults), settings, inbox, send, began)
+        return _window_loop(PipelineModel(loaded), faults, settings, inbox, send, began)
 
     def on_cache_lookup(hit: bool) -> None:
         send(Happened(CacheLookedUp(Cache.PROMPT_EMBEDDING, CacheResult.HIT if hit else CacheResult.MISS)))
 
     model = StepwiseModel(loaded, family, int(settings.prompt_cache_mb * 2**20), on_cache_lookup)
-    return _continuous_loop(FaultyStepModel(model, faults), settings, inbox, send, began, loaded.machine)
+    return _continuous_loop(model, faults, settings, inbox, send, began, loaded.machine)
 
 
 def _fake_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
@@ -84,12 +84,13 @@ def _fake_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Se
     model = FakeModel(settings)
     faults = Faults(settings.faults or urlsplit(settings.model).query)
     if settings.batching is not Batching.CONTINUOUS:
-        return _window_loop(FaultyBatchModel(model, faults), settings, inbox, send, began)
-    return _continuous_loop(FaultyStepModel(model, faults), settings, inbox, send, began, "fake")
+        return _window_loop(model, faults, settings, inbox, send, began)
+    return _continuous_loop(model, faults, settings, inbox, send, began, "fake")
 
 
 def _continuous_loop(
     model: StepModel[R],
+    faults: Faults,
     settings: EngineSettings,
     inbox: "SimpleQueue[Command]",
     send: Send,
@@ -99,11 +100,17 @@ def _continuous_loop(
     loaded = time.monotonic()
     profile = profile_by_step(model, settings, machine)
     send(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
-    return ContinuousLoop(model, inbox, send, profile=profile, order=ORDERS[settings.order])
+    faulty = FaultyStepModel(model, faults)
+    return ContinuousLoop(faulty, inbox, send, profile=profile, order=ORDERS[settings.order])
 
 
 def _window_loop(
-    model: BatchModel, settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send, began: float
+    model: BatchModel,
+    faults: Faults,
+    settings: EngineSettings,
+    inbox: "SimpleQueue[Command]",
+    send: Send,
+    began: float,
 ) -> EngineLoop:
     loaded = time.monotonic()
     sequential = settings.batching is Batching.SEQUENTIAL
@@ -112,7 +119,7 @@ def _window_loop(
     batching = Batching.SEQUENTIAL if sequential else Batching.WINDOW
     send(Ready(model.info, batching, profile, loaded - began, time.monotonic() - loaded))
     window = 0.0 if sequential else settings.batch_window_ms / 1e3
-    return WindowLoop(model, inbox, send, window=window, max_batch=slots)
+    return WindowLoop(FaultyBatchModel(model, faults), inbox, send, window=window, max_batch=slots)
 
 
 def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]") -> None:

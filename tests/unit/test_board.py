@@ -38,7 +38,7 @@ class Scene:
         self.board = Board(
             database=self.database,
             delivery=self.delivery,
-            estimator=Estimator(slots=8),
+            estimator=Estimator(),
             send=self.sent.append,
             observer=self.recorder,
             wall=lambda: NOW,

@@ -17,6 +17,8 @@ CANONICAL = {
     "queue_oldest_age_seconds",
     "batch_size",
     "batch_slots",
+    "admission_delay_seconds",
+    "estimate_error_ratio",
     "step_duration_seconds",
     "stage_duration_seconds",
     "steps",
@@ -78,7 +80,8 @@ def test_the_age_of_the_oldest_request_grows_by_itself(registry: CollectorRegist
 
 def test_a_step_is_counted_once_a_picture(registry: CollectorRegistry, metrics: Metrics) -> None:
     """The batch-size histogram counts requests, the steps count pictures."""
-    metrics.observe(events.BatchStepped(requests=3, pictures=5, seconds=0.2))
+    members = (("a", 0), ("a", 0), ("b", 7), ("c", 3), ("c", 4))
+    metrics.observe(events.BatchStepped(members, rows=10, size=(64, 64), seconds=0.2))
     assert registry.get_sample_value("safelight_batch_size_sum") == 3
     assert registry.get_sample_value("safelight_steps_total") == 5
     assert registry.get_sample_value("safelight_step_duration_seconds_sum") == 0.2
@@ -91,9 +94,9 @@ def test_every_kind_of_event_can_be_taken(metrics: Metrics) -> None:
         events.RequestStarted(Priority.LOW, 0.1),
         events.StageFinished(Stage.STORE, 0.1),
         events.StepsWasted(Reason.DISCONNECTED, 4),
-        events.OutOfMemorySplit(),
-        events.CacheLookedUp(events.CacheResult.HIT),
-        events.EngineReady(8, 1.0, 0.5),
+        events.OutOfMemorySplit(slots=2),
+        events.CacheLookedUp(events.Cache.RESPONSE, events.CacheResult.HIT),
+        events.EngineReady(events.Batching.CONTINUOUS, 8, 1.0, 0.5),
         events.EngineLost(),
     ):
         metrics.observe(event)

@@ -52,7 +52,19 @@ def test_all_that_is_kept_lies_in_the_data_folder() -> None:
     assert load(storage_url="s3://bucket/x").resolved_storage_url == "s3://bucket/x"
 
 
-def test_sequential_mode_has_one_slot() -> None:
-    """Whatever the batch may be."""
-    assert load(batching="sequential", max_batch="8").slots == 1
-    assert load(batching="window", max_batch="8").slots == 8
+def test_slots_and_sizes_are_read_from_short_lists() -> None:
+    """As `512x512=8,64x128=2` and `512x512,64x128`."""
+    settings = load(slots="512x512=8,64x128=2", profile_sizes="512x512,64x128")
+    assert settings.slots_by_size == {(512, 512): 8, (64, 128): 2}
+    assert settings.sizes_to_profile == [(512, 512), (64, 128)]
+    assert load().slots_by_size == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("slots", "8"), ("slots", "64x64=0"), ("slots", "64x64=2,"), ("profile_sizes", "64"), ("profile_sizes", "0x64")],
+)
+def test_a_list_that_cannot_be_read_names_its_variable(name: str, value: str) -> None:
+    """With an example of what would do."""
+    with pytest.raises(StartupError, match=f"SAFELIGHT_{name.upper()}.*such as"):
+        load(**{name: value})

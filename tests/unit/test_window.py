@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from observability.events import Priority
 from service.engine.contract import Picture
-from service.engine.window import Run, Wait, Waiting, choose
+from service.engine.task import Waiting
+from service.engine.window import Run, Wait, choose, group, order
 from tests.support import build
 
 
@@ -102,9 +103,9 @@ def test_every_choice_is_lawful(queue: list[Waiting], now: float, window: float,
     if isinstance(choice, Run):
         assert 1 <= len(choice.pictures) <= max_batch
         assert len({picture.params.num_inference_steps for picture in choice.pictures}) == 1
-        first = min((each for each in queue if each.picture in choice.pictures), key=lambda each: each.order)
-        for earlier in (each for each in queue if each.order < first.order):
-            mates = [each for each in queue if each.group == earlier.group]
+        first = min((each for each in queue if each.picture in choice.pictures), key=order)
+        for earlier in (each for each in queue if order(each) < order(first)):
+            mates = [each for each in queue if group(each) == group(earlier)]
             assert len(mates) < max_batch, "an earlier group that is full goes first"
             assert now < min(each.arrived_at for each in mates) + window, "an earlier group that is due goes first"
     else:

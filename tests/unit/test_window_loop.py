@@ -1,4 +1,4 @@
-"""The engine loop, driven turn by turn with the fake model."""
+"""The loop of window mode, driven turn by turn with the fake model."""
 
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
@@ -24,7 +24,8 @@ from service.engine.contract import (
     TaskFailed,
 )
 from service.engine.fake import FakeModel, colour
-from service.engine.loop import EngineLoop
+from service.engine.faults import Faults, FaultyBatchModel
+from service.engine.window_loop import WindowLoop
 from service.settings import EngineSettings
 from tests.support import build
 
@@ -32,14 +33,14 @@ from tests.support import build
 class Bench:
     """A loop with its inbox, what it sent, and a hook that runs after every step of a batch."""
 
-    def __init__(self, model: str = "fake:", max_batch: int = 8, window: float = 0.0) -> None:
+    def __init__(self, faults: str = "", max_batch: int = 8, window: float = 0.0) -> None:
         self.inbox: SimpleQueue[Command] = SimpleQueue()
         self.sent: list[Message] = []
         self.batches: list[list[str]] = []
         self.after_step: Callable[[int], None] = lambda _step: None
-        self._model = FakeModel(EngineSettings(model=model))
+        self._model = FaultyBatchModel(FakeModel(EngineSettings(model="fake:")), Faults(faults))
         self.info = self._model.info
-        self.loop = EngineLoop(self, self.inbox, self.sent.append, window=window, max_batch=max_batch)
+        self.loop = WindowLoop(self, self.inbox, self.sent.append, window=window, max_batch=max_batch)
 
     def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
         """The fake model's batch, recorded."""
@@ -98,7 +99,7 @@ def test_pictures_of_one_request_may_need_several_batches() -> None:
 
 def test_one_failing_request_fails_alone() -> None:
     """A batch that raises is split until only the culprit is left; its mates complete, and lost steps are counted."""
-    bench = Bench("fake:?fail=poison")
+    bench = Bench("fail=poison")
     bench.put(
         *(
             build.submit(name, at, prompt=prompt)
@@ -114,17 +115,17 @@ def test_one_failing_request_fails_alone() -> None:
 
 def test_a_batch_that_does_not_fit_is_split() -> None:
     """Out of memory at more than two pictures: halves run, nothing fails, an event says so."""
-    bench = Bench("fake:?oom_above=2")
+    bench = Bench("oom_above=2")
     bench.put(*(build.submit(name) for name in "abcd"))
     bench.run()
     assert len(bench.of(Finished)) == 4
     assert bench.of(TaskFailed) == []
-    assert len(bench.of(OutOfMemorySplit)) == 1
+    assert bench.of(OutOfMemorySplit) == [OutOfMemorySplit(slots=2)]
 
 
 def test_a_picture_that_never_fits_fails_with_its_reason() -> None:
     """Out of memory alone is a failure of its own reason."""
-    bench = Bench("fake:?oom_above=0")
+    bench = Bench("oom_above=0")
     bench.put(build.submit("a"))
     bench.run()
     assert [each.reason for each in bench.of(TaskFailed)] == [Reason.OUT_OF_MEMORY]

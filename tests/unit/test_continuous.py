@@ -1,0 +1,357 @@
+"""The loop of continuous mode, driven turn by turn with the fake model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from observability.events import (
+    BatchStepped,
+    OutOfMemorySplit,
+    PictureAdmitted,
+    PicturesPaused,
+    PicturesResumed,
+    Priority,
+    Reason,
+    Stage,
+    StepsWasted,
+)
+from service.engine.contract import (
+    Beat,
+    Cancel,
+    Drain,
+    Drained,
+    Finished,
+    Picture,
+    Started,
+    Stepped,
+    Submit,
+    TaskFailed,
+)
+from service.engine.fake import FakeRow, colour
+from tests.support import build
+from tests.support.engine import STEP_SECONDS, Bench
+
+
+def test_a_request_joins_the_running_batch_at_the_next_step() -> None:
+    """Whatever step the others are at, and however many steps it has itself."""
+    bench = Bench()
+    bench.put(build.submit("a", num_inference_steps=6))
+    bench.after_step = lambda step: bench.put(build.submit("b", num_inference_steps=2)) if step == 2 else None
+    bench.run()
+    alone, shared = [("a", 0)], [("a", 2), ("b", 0)]
+    assert bench.batches[0] == alone
+    assert bench.batches[2:5] == [shared, [("a", 3), ("b", 1)], [("a", 4)]]
+    assert [each.task_id for each in bench.of(Finished)] == ["b", "a"], "nobody waits for the batch to end"
+    assert [each.members for each in bench.of(BatchStepped)] == [tuple(batch) for batch in bench.batches]
+
+
+def test_a_task_is_started_stepped_and_finished() -> None:
+    """One start, a message for every step, its picture with the stages' times at the end."""
+    bench = Bench()
+    bench.put(build.submit("a", seed=5))
+    bench.run()
+    assert bench.of(Started) == [Started(("a",))]
+    assert [each.steps_done for each in bench.of(Stepped)] == [{"a": step} for step in (1, 2, 3, 4)]
+    (done,) = bench.of(Finished)
+    assert np.array_equal(done.pictures[0], colour(Picture("a", 0, build.params(seed=5))))
+    assert done.timings == {Stage.TEXT_ENCODE: 0, Stage.DENOISE: pytest.approx(0.4), Stage.VAE_DECODE: 0}
+
+
+def test_rows_are_counted_by_guidance() -> None:
+    """A picture without guidance is one row, with it two."""
+    bench = Bench()
+    bench.put(build.submit("a", guidance_scale=1.0), build.submit("b", guidance_scale=2.0))
+    bench.run()
+    assert {each.rows for each in bench.of(BatchStepped)} == {3}
+
+
+def test_what_finishes_together_is_decoded_together() -> None:
+    """One call of the decoder."""
+    bench = Bench()
+    bench.put(build.submit("a"), build.submit("b"), build.submit("c", num_inference_steps=9))
+    bench.run()
+    assert bench.decoded == [["a", "b"], ["c"]]
+
+
+def test_a_newcomer_does_not_wait_for_the_decoder() -> None:
+    """One that found a free slot steps first; the finished picture is decoded one step later, and no later."""
+    bench = Bench()
+    bench.put(build.submit("a", num_inference_steps=2))
+
+    def arrive(step: int) -> None:
+        if step in (2, 3):
+            bench.put(build.submit(f"new{step}"))
+
+    bench.after_step = arrive
+    seen: list[int] = []
+    decode = bench.decode
+
+    def watched(rows: Sequence[FakeRow]) -> list[np.ndarray]:
+        seen.append(len(bench.batches))
+        return decode(rows)
+
+    bench.decode = watched  # type: ignore[method-assign]
+    bench.run()
+    assert seen[0] == 3, "after one step of new2, although new3 has arrived meanwhile"
+
+
+def test_admission_waits_for_one_step_at_most() -> None:
+    """While a slot is free, a picture's first step begins at the next boundary."""
+    bench = Bench()
+    bench.put(build.submit("a", num_inference_steps=20))
+    bench.after_step = lambda step: bench.put(build.submit(f"b{step}", num_inference_steps=1))
+    bench.run(turns=19)
+    delays = [each.seconds for each in bench.of(PictureAdmitted)]
+    assert len(delays) == 19
+    assert max(delays) <= STEP_SECONDS
+
+
+def test_a_request_takes_slots_as_they_come_free() -> None:
+    """Five pictures beside another request with three slots: all run, in order, started once."""
+    bench = Bench(slots=3)
+    bench.put(build.submit("a", num_inference_steps=2), build.submit("b", num_images=5, num_inference_steps=3))
+    bench.run()
+    assert max(len(batch) for batch in bench.batches) == 3
+    assert bench.of(Started) == [Started(("a", "b"))]
+    done = next(each for each in bench.of(Finished) if each.task_id == "b")
+    wanted = [colour(Picture("b", index, build.params(num_images=5))) for index in range(5)]
+    assert all(np.array_equal(*pair) for pair in zip(done.pictures, wanted, strict=True))
+    assert bench.of(Stepped)[-1].steps_done == {"b": 15}
+
+
+def test_sizes_take_turns() -> None:
+    """Rows of one step share a size; both sizes go on."""
+    bench = Bench()
+    bench.put(build.submit("a", num_inference_steps=5), build.submit("b", num_inference_steps=5, width=128))
+    bench.run()
+    assert all(len(batch) == 1 for batch in bench.batches)
+    assert {name for batch in bench.batches[:4] for name, _ in batch} == {"a", "b"}
+    assert len(bench.of(Finished)) == 2
+
+
+def test_a_cancelled_task_frees_its_slot_at_the_next_step() -> None:
+    """The waiting task takes it, no more steps are made for it, and those it took are counted as wasted."""
+    bench = Bench(slots=1)
+    bench.put(build.submit("a", 1.0, num_inference_steps=50), build.submit("b", 2.0, num_inference_steps=60))
+    bench.after_step = lambda step: bench.put(Cancel("a", Reason.DISCONNECTED)) if step == 2 else None
+    bench.run(turns=5)
+    assert bench.batches == [[("a", 0)], [("a", 1)], [("b", 0)], [("b", 1)], [("b", 2)]]
+    assert bench.of(StepsWasted) == [StepsWasted(Reason.DISCONNECTED, 2)]
+
+
+def test_cancelling_a_waiting_task_means_it_never_runs() -> None:
+    """No batch, no message."""
+    bench = Bench()
+    bench.put(build.submit("a"), Cancel("a", Reason.CLIENT_CANCELLED))
+    bench.run()
+    assert bench.batches == []
+    assert bench.sent == [Beat()]
+
+
+def test_high_priority_pauses_a_low_one_which_goes_on_later() -> None:
+    """From the step it had; a normal one waits."""
+    bench = Bench(slots=1)
+    bench.put(build.submit("low", priority=Priority.LOW, num_inference_steps=6))
+
+    def arrive(step: int) -> None:
+        if step == 2:
+            bench.put(build.submit("normal", num_inference_steps=8))
+            bench.put(build.submit("high", priority=Priority.HIGH, num_inference_steps=2))
+
+    bench.after_step = arrive
+    bench.run()
+    order = [batch[0] for batch in bench.batches]
+    assert order[:5] == [("low", 0), ("low", 1), ("high", 0), ("high", 1), ("normal", 0)]
+    assert order[-4:] == [("low", step) for step in (2, 3, 4, 5)]
+    assert (len(bench.of(PicturesPaused)), len(bench.of(PicturesResumed))) == (1, 1)
+
+
+def test_submitting_a_task_again_raises_its_priority() -> None:
+    """Also that of one that runs, so that it is not paused any more."""
+    bench = Bench(slots=1)
+    bench.put(build.submit("low", priority=Priority.LOW, num_inference_steps=4))
+
+    def arrive(step: int) -> None:
+        if step == 1:
+            bench.put(Submit("low", build.params(), Priority.HIGH, 0.0))
+            bench.put(build.submit("high", priority=Priority.HIGH))
+
+    bench.after_step = arrive
+    bench.run()
+    assert [each.task_id for each in bench.of(Finished)] == ["low", "high"]
+    assert bench.of(PicturesPaused) == []
+
+
+def test_out_of_memory_splits_the_group_and_loses_nothing() -> None:
+    """The halves make the same step; the cap is lowered, and raised again after a minute; no step is made twice."""
+    bench = Bench("oom_above=2")
+    bench.put(*(build.submit(name, num_inference_steps=5) for name in "abcd"))
+    bench.run()
+    assert [sorted(batch) for batch in bench.batches[:2]] == [[("a", 0), ("b", 0)], [("c", 0), ("d", 0)]]
+    assert len(bench.of(Finished)) == 4
+    steps = [step for batch in bench.batches for step in batch]
+    assert len(steps) == len(set(steps)) == 20
+    assert bench.of(OutOfMemorySplit) == [OutOfMemorySplit(slots=2)]
+    assert bench.of(StepsWasted) == []
+    bench.now += 60
+    bench.put(*(build.submit(name) for name in "efgh"))
+    bench.run()
+    assert len(bench.of(OutOfMemorySplit)) == 2, "four slots are tried again"
+    assert len(bench.of(Finished)) == 8
+
+
+def test_a_picture_that_never_fits_fails_with_its_reason() -> None:
+    """Out of memory alone is a failure of its own reason."""
+    bench = Bench("oom_above=0")
+    bench.put(build.submit("a"))
+    bench.run()
+    assert [each.reason for each in bench.of(TaskFailed)] == [Reason.OUT_OF_MEMORY]
+
+
+def test_one_failing_request_fails_alone() -> None:
+    """Its mates go on from the step they had."""
+    bench = Bench("fail=poison")
+    bench.put(*(build.submit(name, prompt=prompt) for name, prompt in (("a", "x"), ("b", "poison"), ("c", "y"))))
+    bench.run()
+    assert {each.task_id for each in bench.of(Finished)} == {"a", "c"}
+    assert [(each.task_id, each.reason) for each in bench.of(TaskFailed)] == [("b", Reason.MODEL_ERROR)]
+    assert "poison" not in bench.of(TaskFailed)[0].detail, "prompts do not leak into errors"
+    steps = [step for batch in bench.batches for step in batch]
+    assert len(steps) == len(set(steps)) == 8
+
+
+def test_a_row_that_raises_in_a_step_of_many_fails_alone() -> None:
+    """The step counts for the others."""
+    bench = Bench()
+    denoise = bench.denoise
+
+    def spoiled(rows: Sequence[FakeRow]) -> list[Exception | None]:
+        denoise(rows)
+        return [ValueError("no") if row.picture.task_id == "b" else None for row in rows]
+
+    bench.denoise = spoiled  # type: ignore[method-assign]
+    bench.put(build.submit("a"), build.submit("b"))
+    bench.run()
+    assert [each.task_id for each in bench.of(Finished)] == ["a"]
+    assert bench.of(StepsWasted) == [StepsWasted(Reason.MODEL_ERROR, 1)]
+    assert len(bench.batches) == 4
+
+
+@pytest.mark.parametrize("stage", ["begin", "decode"])
+def test_a_picture_that_cannot_be_encoded_or_decoded_fails_alone(stage: str) -> None:
+    """The others of the same call are tried again without it."""
+    bench = Bench()
+    whole = getattr(bench, stage)
+
+    def spoiled(items: Sequence[FakeRow | Picture]) -> object:
+        if any((item.picture if isinstance(item, FakeRow) else item).task_id == "b" for item in items):
+            raise ValueError("no")
+        return whole(items)
+
+    setattr(bench, stage, spoiled)
+    bench.put(*(build.submit(name) for name in "abc"))
+    bench.run()
+    assert sorted(each.task_id for each in bench.of(Finished)) == ["a", "c"]
+    assert [each.task_id for each in bench.of(TaskFailed)] == ["b"]
+
+
+def test_draining_finishes_what_has_started_and_nothing_else() -> None:
+    """A task with pictures left goes on to its end; a waiting one stays; then `Drained` is the last word."""
+    bench = Bench(slots=2)
+    bench.put(build.submit("a", 1.0, num_images=3), build.submit("b", 2.0, num_inference_steps=70))
+    bench.after_step = lambda step: bench.put(Drain(), build.submit("late")) if step == 1 else None
+    bench.run()
+    assert [each.task_id for each in bench.of(Finished)] == ["a"]
+    assert [type(each).__name__ for each in bench.sent[-3:]] == ["Finished", "Drained", "Beat"]
+    bench.loop.turn()
+    assert len(bench.of(Drained)) == 1
+
+
+class Life(RuleBasedStateMachine):
+    """Anything may happen at any step boundary: what is accepted ends once, and is denoised step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench("fail=poison&oom_above=3", slots=4, s128x64=2)
+        self.accepted: dict[str, int] = {}  # steps of each picture
+        self.cancelled: set[str] = set()
+
+    @rule(
+        steps=st.integers(1, 6),
+        images=st.integers(1, 5),
+        width=st.sampled_from([64, 128]),
+        priority=st.sampled_from(Priority),
+        prompt=st.sampled_from(["x", "x", "x", "poison"]),
+        alone=st.sampled_from([False, False, False, True]),
+    )
+    def submit(self, steps: int, images: int, width: int, priority: Priority, prompt: str, alone: bool) -> None:
+        """A task arrives."""
+        task_id = f"t{len(self.accepted)}"
+        self.accepted[task_id] = steps
+        params = build.params(num_inference_steps=steps, num_images=images, width=width, prompt=prompt)
+        self.bench.put(Submit(task_id, params, priority, self.bench.now, alone))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Any task, ended or not."""
+        if self.accepted:
+            task_id = data.draw(st.sampled_from(sorted(self.accepted)))
+            self.bench.put(Cancel(task_id, Reason.CLIENT_CANCELLED))
+            if task_id not in self.ended:
+                self.cancelled.add(task_id)
+
+    @rule(data=st.data())
+    def urge(self, data: st.DataObject) -> None:
+        """A task that has not ended becomes urgent."""
+        alive = sorted(self.accepted.keys() - self.ended - self.cancelled)
+        if alive:
+            self.bench.put(Submit(data.draw(st.sampled_from(alive)), build.params(), Priority.HIGH, 0.0))
+
+    @rule(seconds=st.sampled_from([0.0, 30.0, 61.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.bench.now += seconds
+
+    @rule(turns=st.integers(1, 4))
+    def turn(self, turns: int) -> None:
+        """Some steps are made."""
+        for _ in range(turns):
+            if self.bench.loop._tasks or not self.bench.inbox.empty():
+                self.bench.loop.turn()
+
+    @property
+    def ended(self) -> set[str]:
+        """Tasks that were finished or failed."""
+        return {each.task_id for each in self.bench.of(Finished) + self.bench.of(TaskFailed)}
+
+    @invariant()
+    def is_consistent(self) -> None:
+        """No slot over the cap, every picture in one place, every end told once, no step twice."""
+        loop = self.bench.loop
+        held = [each.params.size for each in self.bench.holders]
+        assert held.count((64, 64)) <= 4
+        assert held.count((128, 64)) <= 2
+        waiting = [each.picture for each in loop._waiting]
+        places = [*waiting, *loop._begun, *(each.picture for each in loop._done)]
+        assert len(places) == len(set(places))
+        assert {each.task_id for each in places} <= loop._tasks.keys()
+        ends = [each.task_id for each in self.bench.of(Finished) + self.bench.of(TaskFailed)]
+        assert len(ends) == len(set(ends))
+        assert not loop._tasks.keys() & set(ends)
+
+    def teardown(self) -> None:
+        """In the end everything accepted has ended or was cancelled."""
+        self.bench.run()
+        assert not self.bench.loop._tasks
+        assert self.ended | self.cancelled == self.accepted.keys()
+        failed = {each.task_id for each in self.bench.of(TaskFailed)}
+        poisoned = {each.task_id for each in self.bench.of(TaskFailed) if each.reason is Reason.MODEL_ERROR}
+        assert failed == poisoned, "memory that runs out fails nobody"
+
+
+TestLife = Life.TestCase
+TestLife.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,207 @@
+"""The policy of continuous batching: who holds a slot, which size steps next."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from observability.events import Priority
+from service.core import Size
+from service.engine import policy
+from service.engine.contract import Picture
+from service.engine.policy import MAX_SKIPS, PAUSE_GAP, PROMOTE_SECONDS, Candidate, Lowered, Turn, assign_slots
+from tests.support import build
+
+SIZES = ((64, 64), (64, 128), (128, 128))
+
+
+def candidate(
+    task_id: str,
+    *,
+    at: float = 0.0,
+    work: float = 1.0,
+    priority: Priority = Priority.NORMAL,
+    holds: bool = False,
+    alone: bool = False,
+    index: int = 0,
+    **changes: Any,
+) -> Candidate:
+    """A picture that arrived at `at`."""
+    return Candidate(Picture(task_id, index, build.params(**changes)), priority, at, work, holds, alone)
+
+
+def names(candidates: Sequence[Candidate], cap: int = 2, now: float = 0.0) -> list[str]:
+    """Whose pictures hold the slots."""
+    return [each.picture.task_id for each in assign_slots(candidates, lambda _size: cap, now)]
+
+
+def test_the_shortest_work_gets_the_slot() -> None:
+    """Of two that arrived together; with first come first served the older one."""
+    long, short = candidate("long", at=0.0, work=5.0), candidate("short", at=1.0, work=1.0)
+    assert names([long, short], cap=1, now=1.0) == ["short"]
+    served = assign_slots([long, short], lambda _size: 1, 1.0, policy.first_come_first_served)
+    assert [each.picture.task_id for each in served] == ["long"]
+
+
+def test_waiting_makes_up_for_more_work() -> None:
+    """Two seconds of waiting are worth one of work."""
+    old, new = candidate("old", at=0.0, work=3.0), candidate("new", at=4.1, work=1.0)
+    assert names([old, new], cap=1, now=5.0) == ["old"]
+
+
+def test_a_holder_keeps_its_slot() -> None:
+    """Even when shorter work of the same priority waits."""
+    assert names([candidate("holder", work=9.0, holds=True), candidate("short", work=0.1)], cap=1) == ["holder"]
+
+
+def test_high_priority_pauses_low_and_nothing_else() -> None:
+    """The holder that would have been served last gives way."""
+    low, lower = (candidate(name, at=at, priority=Priority.LOW, holds=True) for name, at in (("l1", 0.0), ("l2", 1.0)))
+    high = candidate("high", at=2.0, priority=Priority.HIGH)
+    assert sorted(names([low, lower, high], now=2.0)) == ["high", "l1"]
+    normal = candidate("normal", at=2.0)
+    assert sorted(names([low, lower, normal], now=2.0)) == ["l1", "l2"]
+    holders = [candidate(name, holds=True) for name in "ab"]
+    assert sorted(names([*holders, high], now=2.0)) == ["a", "b"]
+
+
+def test_a_paused_picture_comes_back_when_a_slot_is_free() -> None:
+    """It waits like any other, with less work left."""
+    assert names([candidate("paused", work=2.0), candidate("new", work=4.0)], cap=1) == ["paused"]
+
+
+def test_every_size_has_slots_of_its_own() -> None:
+    """A full size does not keep another from running."""
+    held = [candidate(name, holds=True) for name in "ab"]
+    assert sorted(names([*held, candidate("c"), candidate("wide", width=128)])) == ["a", "b", "wide"]
+
+
+def test_a_lowered_cap_takes_slots_away() -> None:
+    """From those that would be served last."""
+    holders = [candidate(name, at=at, holds=True) for at, name in enumerate("abc")]
+    assert names(holders, cap=2, now=3.0) == ["a", "b"]
+
+
+def test_a_suspect_waits_until_it_is_alone() -> None:
+    """What runs finishes and nothing else starts; then only the suspect runs, with all its pictures."""
+    suspect = [candidate("suspect", at=0.0, alone=True, index=index) for index in range(2)]
+    running, later = candidate("running", holds=True), candidate("later", at=9.0)
+    assert names([running, *suspect, later], now=9.0) == ["running"]
+    assert names([*suspect, later], now=9.0) == ["suspect", "suspect"]
+    assert names([candidate("suspect", alone=True, holds=True), later], now=9.0) == ["suspect"]
+    assert names([candidate("first", at=-9.0), *suspect], now=0.0) == ["first"]
+
+
+# Whatever waits and runs
+
+priorities = st.sampled_from(Priority)
+candidates = st.lists(
+    st.builds(
+        candidate,
+        st.text("abcdefgh", min_size=1, max_size=3),
+        at=st.floats(0, 200),
+        work=st.floats(0.01, 50),
+        priority=priorities,
+        holds=st.booleans(),
+        width=st.sampled_from([64, 128]),
+    ),
+    max_size=24,
+    unique_by=lambda each: each.picture.task_id,
+)
+caps = st.dictionaries(st.sampled_from([(64, 64), (128, 64)]), st.integers(1, 8))
+
+
+@given(candidates, caps, st.floats(200, 1000))
+def test_every_assignment_is_lawful(waiting: list[Candidate], cap: dict[Size, int], now: float) -> None:
+    """No slot twice or over the cap, none idle while somebody waits for it, none held by one far outranked."""
+    chosen = assign_slots(waiting, lambda size: cap.get(size, 3), now)
+    left = [each for each in waiting if each not in chosen]
+    assert len({each.picture for each in chosen}) == len(chosen)
+    assert set(chosen) <= set(waiting)
+    taken = Counter(each.picture.params.size for each in chosen)
+    for size, count in taken.items():
+        assert count <= cap.get(size, 3)
+    for each in left:
+        size = each.picture.params.size
+        assert taken[size] == cap.get(size, 3), "a slot is idle while a picture waits for it"
+        for holder in (other for other in chosen if other.picture.params.size == size):
+            assert holder.rank(now) - each.rank(now) < PAUSE_GAP or each.holds_slot
+            if not holder.holds_slot:
+                assert policy.shortest_first(holder, now) <= policy.shortest_first(each, now) or each.holds_slot
+
+
+@given(priorities, priorities, st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e6), st.data())
+def test_nobody_is_passed_by_what_comes_much_later(
+    old: Priority, new: Priority, at: float, later: float, since: float, work: float, data: st.DataObject
+) -> None:
+    """Whatever the work and the priorities: the bound of the module's words holds, for both orders."""
+    order = data.draw(st.sampled_from(list(policy.ORDERS.values())))
+    bound = (old.rank + 1) * PROMOTE_SECONDS
+    first = candidate("old", at=at, work=work, priority=old)
+    second = candidate("new", at=at + bound + 0.001 + later, work=0.0, priority=new)
+    now = second.arrived_at + since
+    assert order(first, now) < order(second, now)
+
+
+@given(priorities, priorities, st.floats(0, 1e4), st.floats(0, 59), st.floats(0, 1e3), st.floats(0, 1e3))
+def test_priorities_are_respected(a: Priority, b: Priority, at: float, age: float, work: float, other: float) -> None:
+    """Among pictures that have not waited for a whole minute the higher priority goes first, whatever the work."""
+    left = candidate("a", at=at, work=work, priority=a)
+    right = candidate("b", at=at + age, work=other, priority=b)
+    now = at + 59.5
+    if a is not b:
+        assert (policy.shortest_first(left, now) < policy.shortest_first(right, now)) == (a.rank < b.rank)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sets(st.sampled_from(SIZES), min_size=1),
+            st.floats(0.001, 10),
+            st.lists(priorities, min_size=1, max_size=8),
+        ),
+        min_size=1,
+        max_size=80,
+    )
+)
+def test_no_size_starves(turns: list[tuple[set[Size], float, list[Priority]]]) -> None:
+    """However unequal the shares: a size that has rows is passed over at most `MAX_SKIPS + n - 1` times in a row."""
+    state: dict[Size, Turn] = {}
+    skipped: Counter[Size] = Counter()
+    for sizes, seconds, holders in turns:
+        state = policy.entered(state, sizes)
+        chosen = policy.next_size(state)
+        assert chosen in sizes
+        state = policy.charged(state, chosen, seconds, holders)
+        for size in SIZES:
+            skipped[size] = skipped[size] + 1 if size in sizes and size != chosen else 0
+        assert max(skipped.values()) <= MAX_SKIPS + len(SIZES) - 1
+
+
+def test_time_is_shared_by_rows_and_priority() -> None:
+    """Sizes with the same step time, two rows against one, and all of normal priority: two steps against one."""
+    state: dict[Size, Turn] = {}
+    steps: Counter[Size] = Counter()
+    for _ in range(300):
+        state = policy.entered(state, SIZES[:2])
+        size = policy.next_size(state)
+        steps[size] += 1
+        state = policy.charged(state, size, 0.1, [Priority.NORMAL] * (2 if size == SIZES[0] else 1))
+    assert steps[SIZES[0]] / steps[SIZES[1]] == pytest.approx(2, rel=0.05)
+
+
+def test_a_size_that_comes_late_does_not_claim_the_past() -> None:
+    """It starts level with the others."""
+    state = policy.charged(policy.entered({}, SIZES[:1]), SIZES[0], 100.0, [Priority.NORMAL])
+    state = policy.entered(state, SIZES[:2])
+    assert state[SIZES[1]].used == state[SIZES[0]].used
+
+
+def test_a_lowered_cap_recovers() -> None:
+    """It doubles every minute."""
+    lowered = Lowered(to=2, at=100.0)
+    assert [lowered.allows(now) for now in (100.0, 159.0, 160.0, 220.0)] == [2, 2, 4, 8]
+    assert lowered.allows(1e9) > 1000

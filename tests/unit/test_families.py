@@ -1,20 +1,18 @@
 """Pipelines driven step by step, held to the pictures that diffusers' own pipelines draw."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from service.core import Params
-from service.engine import families, schedulers
+from service.engine import families
 from service.engine.contract import Picture, Pixels
 from service.engine.pipeline import LoadedPipeline
-from service.engine.stepwise import Prompt, PromptCache, StepwiseModel, StepwiseRow
+from service.engine.stepwise import StepwiseModel, StepwiseRow
 from tests.support import build, pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -1,0 +1,125 @@
+"""The start-up profile: what a step costs at which batch, and how many slots that is worth."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.engine.fake import FakeModel, FakeRow
+from service.engine.profile import Curve, Point, Profile
+from service.engine.profiling import batches, measure, profile_by_batch, profile_by_step
+from service.settings import EngineSettings
+
+KNEE_AT_FOUR = {1: 0.050, 2: 0.055, 4: 0.075, 8: 0.150}
+MIB = 2**20
+
+
+def profile(points: dict[int, float], is_whole: bool = True, max_batch: int = 8) -> Profile:
+    """Measured at 128 x 128, two rows a guided picture."""
+    curve = Curve((128, 128), tuple(Point(n, seconds) for n, seconds in points.items()), is_whole)
+    return Profile((curve,), extra_seconds=0.1, rows_per_guided=2, max_batch=max_batch)
+
+
+def test_the_slots_are_at_the_knee_of_the_curve() -> None:
+    """Four make as many pictures a second as eight, so that eight would only make each wait longer."""
+    assert profile(KNEE_AT_FOUR).cap((128, 128)) == 4
+    assert profile({1: 0.05, 2: 0.05, 4: 0.05, 8: 0.06}).cap((128, 128)) == 8
+    assert profile({1: 0.05, 2: 0.1, 4: 0.2, 8: 0.4}).cap((128, 128)) == 1
+
+
+def test_an_operator_has_the_last_word_below_the_largest_batch() -> None:
+    """Slots by size go before the curve."""
+    own = replace(profile(KNEE_AT_FOUR), slots={(128, 128): 6, (64, 64): 99})
+    assert own.cap((128, 128)) == 6
+    assert own.cap((64, 64)) == 8
+
+
+def test_steps_are_read_off_the_curve() -> None:
+    """Between its points and beyond them, by rows."""
+    curve = profile(KNEE_AT_FOUR)
+    assert curve.step_seconds((128, 128), 8) == pytest.approx(0.075)
+    assert curve.step_seconds((128, 128), 12) == pytest.approx((0.075 + 0.150) / 2)
+    assert curve.step_seconds((128, 128), 1) == pytest.approx(0.050)
+    assert curve.step_seconds((128, 128), 32) == pytest.approx(0.150 + 8 * 0.01875)
+    assert profile({1: 0.05}).step_seconds((128, 128), 8) == pytest.approx(0.2)
+
+
+def test_other_sizes_are_scaled_by_pixels() -> None:
+    """Four times the pixels cost as much as four times the rows, and get fewer slots."""
+    curve = profile(KNEE_AT_FOUR)
+    assert curve.step_seconds((256, 256), 2) == pytest.approx(0.075)
+    assert curve.cap((256, 256)) == 1
+    assert curve.cap((64, 64)) == 8
+
+
+def test_what_did_not_fit_is_not_given_slots() -> None:
+    """Memory ended the measurement at four pictures: no more of that size, fewer of a larger one."""
+    short = profile({1: 0.05, 2: 0.05, 4: 0.05}, is_whole=False)
+    assert short.cap((128, 128)) == 4
+    assert short.cap((256, 128)) == 2
+    assert short.cap((512, 512)) == 1
+
+
+class Clocked(FakeModel):
+    """A fake model whose steps cost what `KNEE_AT_FOUR` says, without waiting; `fits` pictures fit into memory."""
+
+    def __init__(self, fits: int = 99) -> None:
+        super().__init__(EngineSettings(model="fake:"))
+        self.now = 0.0
+        self.fits = fits
+
+    def denoise(self, rows: Sequence[FakeRow]) -> list[Exception | None]:
+        """One step."""
+        if len(rows) > self.fits:
+            raise MemoryError
+        self.now += KNEE_AT_FOUR.get(len(rows), 1.0)
+        return super().denoise(rows)
+
+    def peak_bytes(self) -> int:
+        """A MiB a second."""
+        return int(self.now) * MIB
+
+
+def test_the_profile_is_measured_with_the_model() -> None:
+    """1, 2, 4, ... pictures up to the largest batch."""
+    model = Clocked()
+    (curve,) = measure(model, [(64, 64)], 8, clock=lambda: model.now).curves
+    assert {point.pictures: pytest.approx(point.seconds) for point in curve.points} == KNEE_AT_FOUR
+    assert curve.points[-1].peak_bytes is not None
+    assert list(batches(6)) == [1, 2, 4, 6]
+    assert list(batches(1)) == [1]
+
+
+def test_measuring_stops_where_memory_ends() -> None:
+    """What was measured before counts."""
+    (curve,) = measure(Clocked(fits=2), [(64, 64)], 8).curves
+    assert [point.pictures for point in curve.points] == [1, 2]
+    assert not curve.is_whole
+
+
+def test_a_profile_is_kept_and_read_again(tmp_path: Path) -> None:
+    """Until what it depends on changes; one that cannot be read is measured anew."""
+    settings = EngineSettings(model="fake:", data_dir=tmp_path, slots="64x64=3")
+    first = profile_by_step(FakeModel(settings), settings, "this machine")
+    (file,) = tmp_path.glob("profile-*.json")
+    assert profile_by_step(FakeModel(settings), settings, "this machine") == first
+    assert first.slots == {(64, 64): 3}
+    file.write_text("{")
+    assert profile_by_step(FakeModel(settings), settings, "this machine").curves != first.curves
+    profile_by_step(FakeModel(settings), settings, "another machine")
+    assert len(list(tmp_path.glob("profile-*.json"))) == 2
+
+
+def test_a_folder_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
+    """The profile is measured at every start."""
+    (tmp_path / "file").touch()
+    settings = EngineSettings(model="fake:", data_dir=tmp_path / "file" / "data")
+    assert profile_by_step(FakeModel(settings), settings, "this machine").cap((64, 64)) >= 1
+
+
+def test_a_model_that_makes_whole_batches_has_a_rough_profile() -> None:
+    """All slots of its largest batch, and steps from one picture."""
+    rough = profile_by_batch(FakeModel(EngineSettings(model="fake:?step_ms=1")), 8)
+    assert rough.cap((64, 64)) == 8
+    assert rough.step_seconds((64, 64), 2) >= 0.001

@@ -135,7 +135,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             elif picture.task_id in self._tasks:
                 free[picture.params.size] -= 1
                 was_free = free[picture.params.size] >= 0
-                found_free_slots |= was_free
+                found_free_slots |= was_free and not waiting[picture].alone  # before a suspect all is to be handed out
                 since = waiting[picture].arrived_at if was_free else now
                 self._begun[picture] = Begun(waiting[picture], row, since)
         ended = self._clock()

@@ -2,120 +2,154 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 
-from service.core import Params
-from service.engine import families
-from service.engine.contract import Picture, Pixels
-from service.engine.pipeline import LoadedPipeline
-from service.engine.stepwise import StepwiseModel, StepwiseRow
+from service.engine import families, schedulers
+from service.engine.contract import Picture
 from tests.support import build, pipelines
+from tests.support.stepping import MODELS, Models, assert_same, draw, make, stepwise, wishes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
-MIB = 1 << 20
-GAUSSIAN = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm")
-VAE_STATISTICS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.9, 1.1, 1.0, 1.2]}
-MAKERS: dict[str, Callable[[Path], None]] = {
-    "sd2": pipelines.stable_diffusion,
-    "distilled": lambda folder: pipelines.stable_diffusion(folder, time_cond_proj_dim=16),
-    "sdxl": pipelines.stable_diffusion_xl,
-    "sdxl-normalized": lambda folder: pipelines.stable_diffusion_xl(folder, force_zeros=False, **VAE_STATISTICS),
-    "flux": pipelines.flux,
-    "flux-dev": lambda folder: pipelines.flux(folder, guidance_embeds=True),
-}
-CASES = [("tiny", name) for name in GAUSSIAN]
-CASES += [(model, name) for model in ("sd2", "sdxl") for name in GAUSSIAN]
-CASES += [("distilled", "lcm"), ("sdxl-normalized", "euler")]
-CASES += [(model, "flow_match_euler") for model in ("flux", "flux-dev")]
-
-Load = Callable[[str], LoadedPipeline]
-
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Loads each of the models once."""
-    known: dict[str, LoadedPipeline] = {}
-
-    def get(name: str) -> LoadedPipeline:
-        if name not in known:
-            known[name] = (
-                make(tmp_path_factory.mktemp(name), MAKERS[name]) if name != "tiny" else pipelines.loaded("models/tiny")
-            )
-        return known[name]
-
-    return get
+def load(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """The models that the tests share."""
+    return Models(tmp_path_factory)
 
 
-def make(folder: Path, maker: Callable[[Path], None]) -> LoadedPipeline:
-    """The model that `maker` writes, always with the same weights."""
-    torch.manual_seed(0)
-    with pipelines.quiet():
-        maker(folder)
-    return pipelines.loaded(folder)
-
-
-def stepwise(loaded: LoadedPipeline, cache: int = MIB, lookups: list[bool] | None = None) -> StepwiseModel:
-    """The model, with a prompt cache of `cache` bytes whose lookups are written down in `lookups`."""
-    family = families.of(loaded)
-    assert family is not None
-    return StepwiseModel(loaded, family, cache, (lookups if lookups is not None else []).append)
-
-
-def wishes(scheduler: str, **changes: Any) -> list[Params]:
-    """Requests that have nothing in common but their size, and `changes`."""
-    return [
-        build.params(**{"scheduler": scheduler, "prompt": prompt, "seed": seed, **given, **changes})
-        for seed, (prompt, given) in enumerate(
-            {
-                "a red apple": {"num_inference_steps": 9, "guidance_scale": 4.0},
-                "a blue house": {"num_inference_steps": 4, "guidance_scale": 1.0},
-                "a dog": {"num_inference_steps": 12, "guidance_scale": 7.3, "negative_prompt": "a cat, blurred"},
-                "": {"num_inference_steps": 5, "guidance_scale": 2.5, "negative_prompt": "green"},
-                "a star on a purple background": {"num_inference_steps": 7, "guidance_scale": 1.6},
-            }.items()
-        )
-    ]
-
-
-def draw(model: StepwiseModel, params: Sequence[Params]) -> list[Pixels]:
-    """All pictures; each begins two steps after the one before it, and shares every call with those under way."""
-    waiting = [Picture("task", 0, each) for each in params]
-    rows: list[StepwiseRow] = []
-    turn = 0
-    while waiting or unfinished(rows):
-        if turn % 2 == 0 and waiting:
-            rows += model.begin([waiting.pop(0)])
-        assert not any(model.denoise(unfinished(rows)))
-        turn += 1
-    return list(model.decode(rows))
-
-
-def unfinished(rows: Sequence[StepwiseRow]) -> list[StepwiseRow]:
-    """The rows with steps left."""
-    return [row for row in rows if row.step < row.total_steps]
-
-
-def assert_same(pictures: Sequence[Pixels], expected: Sequence[Pixels]) -> None:
-    """Each as expected, give or take 2/255, and no two of them alike."""
-    for picture, other in zip(pictures, expected, strict=True):
-        assert picture.shape == other.shape
-        assert np.abs(picture.astype(int) - other.astype(int)).max() <= 2
-    for index, picture in enumerate(expected):
-        assert all(np.abs(picture.astype(int) - other.astype(int)).max() > 10 for other in expected[:index])
-
-
-@pytest.mark.parametrize(("name", "scheduler"), CASES)
-def test_rows_at_steps_of_their_own_are_the_pictures_of_the_pipeline(load: Load, name: str, scheduler: str) -> None:
-    """Rows of different prompts, seeds, steps and guidance that share calls are what the bare pipeline draws."""
+@pytest.mark.parametrize(("name", "shift"), [(name, index) for index, name in enumerate(MODELS)] + [("tiny", 3)])
+def test_rows_at_steps_of_their_own_are_the_pictures_of_the_pipeline(load: Models, name: str, shift: int) -> None:
+    """Rows of other prompts, seeds, schedulers, steps and guidance share calls, as if the pipeline drew each alone."""
     loaded = load(name)
-    assert scheduler in loaded.info.schedulers
-    params = wishes(scheduler)
-    if not loaded.info.supports_negative_prompt:
-        params = wishes(scheduler, negative_prompt="")
+    params = wishes(loaded, shift)
     expected = [pipelines.lone(loaded.pipe, each) for each in params]
     assert_same(draw(stepwise(loaded), params), expected)
+
+
+@pytest.mark.parametrize(("name", "width", "height"), [("tiny", 64, 96), ("sdxl", 48, 32), ("flux-dev", 32, 48)])
+def test_a_picture_need_not_be_square(load: Models, name: str, width: int, height: int) -> None:
+    """Width and height are not mixed up anywhere."""
+    loaded = load(name)
+    params = wishes(loaded, width=width, height=height)[:2]
+    expected = [pipelines.lone(loaded.pipe, each) for each in params]
+    assert expected[0].shape == (height, width, 3)
+    assert_same(draw(stepwise(loaded), params), expected)
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_in_single(tmp_path: Path) -> None:
+    """As the pipeline does it; afterwards, also after an error, the autoencoder is in half precision again."""
+    loaded = make(tmp_path, pipelines.stable_diffusion_xl, dtype="float16")
+    family = families.of(loaded)
+    assert family is not None
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)).half()
+    with pipelines.quiet(), torch.inference_mode():
+        images = family.decode(latents, 32, 32)
+        with pytest.raises(RuntimeError):
+            family.decode(latents[:, :3], 32, 32)
+        assert loaded.pipe.vae.dtype == torch.float16
+        single = loaded.pipe.vae.to(torch.float32).decode(latents.float() / loaded.pipe.vae.config.scaling_factor)
+    expected = (single.sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert np.abs(images - expected).max() < 1e-6
+
+
+def test_a_safety_checker_is_applied_to_each_picture(load: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that it flags is black, its batch-mate is not, as in the pipeline."""
+    loaded = load("sd2")
+    params = wishes(loaded)[:2]
+    expected = [pipelines.lone(loaded.pipe, each) for each in params]
+
+    def check(images: torch.Tensor, clip_input: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+        assert len(clip_input) == len(images) == 2
+        return images * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), [False, True]
+
+    def extract(pictures: Sequence[Any], return_tensors: str) -> Any:
+        inputs = SimpleNamespace(pixel_values=torch.zeros(len(pictures), 3, 8, 8))
+        return SimpleNamespace(to=lambda device: inputs)
+
+    monkeypatch.setattr(loaded.pipe, "safety_checker", check)
+    monkeypatch.setattr(loaded.pipe, "feature_extractor", extract)
+    assert_same(draw(stepwise(loaded), params), [expected[0], np.zeros_like(expected[1])])
+
+
+@pytest.mark.parametrize(("name", "limit"), [("tiny", 24), ("sdxl", 24), ("flux", 32)])
+def test_a_prompt_that_is_longer_than_the_model_reads_is_told(load: Models, name: str, limit: int) -> None:
+    """FLUX reads as much as its longer text encoder does."""
+    loaded = load(name)
+    assert loaded.info.max_prompt_tokens == limit
+    longest = " ".join(["dog"] * (limit - 2))
+    params = [build.params(prompt=each, scheduler=loaded.info.schedulers[0]) for each in (longest, longest + " dog")]
+    rows = stepwise(loaded).begin([Picture("task", 0, each) for each in params])
+    assert [row.truncated for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["flux", "flux-dev", "distilled"])
+def test_a_model_that_reads_the_guidance_scale_takes_one_row_a_picture(load: Models, name: str) -> None:
+    """It has no use for a negative prompt, and says so."""
+    loaded = load(name)
+    assert not loaded.info.supports_negative_prompt
+    assert not loaded.info.doubles_guided
+    rows = stepwise(loaded).begin([Picture("task", 0, each) for each in wishes(loaded)])
+    assert all(row.negative is None for row in rows)
+
+
+class Derived(StableDiffusionPipeline):
+    """A pipeline that may do anything in its `__call__`."""
+
+
+UNKNOWN: dict[str, Callable[[Path], None]] = {
+    "a refiner": lambda folder: pipelines.stable_diffusion_xl(folder, inputs=72),
+    "class labels": lambda folder: pipelines.stable_diffusion(folder, num_class_embeds=4),
+    "an inpainting unet": lambda folder: pipelines.stable_diffusion(folder, in_channels=9),
+    "a sample-predicting scheduler": lambda folder: pipelines.stable_diffusion(
+        folder, scheduler=DDIMScheduler(prediction_type="sample", steps_offset=1, clip_sample=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_is_not_reproduced_is_not_known(tmp_path: Path, what: str) -> None:
+    """Such a model is left to its own pipeline."""
+    assert families.of(make(tmp_path, UNKNOWN[what])) is None
+
+
+def test_a_pipeline_of_another_class_or_with_an_adapter_is_not_known(
+    load: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the exact classes are, with nothing added to their denoisers."""
+    loaded = load("sd2")
+    derived = SimpleNamespace(pipe=Derived(**loaded.pipe.components, requires_safety_checker=False), info=loaded.info)
+    assert families.of(derived) is None  # type: ignore[arg-type]  # all that it looks at
+    with pipelines.quiet():
+        loaded.pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    assert families.of(loaded) is None
+    loaded.pipe.unet.register_to_config(encoder_hid_dim_type=None)
+    assert families.of(loaded) is not None
+    transformer = load("flux").pipe.transformer
+    monkeypatch.setattr(transformer, "encoder_hid_proj", torch.nn.Identity(), raising=False)
+    assert families.of(load("flux")) is None
+
+
+OWN: dict[str, Any] = {
+    "Stable Diffusion 1.5": PNDMScheduler(skip_prk_steps=True, steps_offset=1, **pipelines.BETAS),
+    "SD-Turbo": EulerDiscreteScheduler(timestep_spacing="trailing", steps_offset=1, **pipelines.BETAS),
+    "Stable Diffusion XL": EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **pipelines.BETAS),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_a_scheduler_takes_the_steps_that_are_asked_for(own: str) -> None:
+    """No offered scheduler has more timesteps than steps, as those with two calls of the denoiser a step do."""
+    names = schedulers.names_for(OWN[own])
+    assert set(names) == {"ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm"}
+    for name in names:
+        scheduler = schedulers.make(name, OWN[own])
+        for steps in (1, 2, 3, 4, 7, 10, 20, 25, 30, 50):
+            scheduler.set_timesteps(steps, device="cpu")
+            assert len(scheduler.timesteps) == steps

@@ -36,6 +36,7 @@ from service.engine import schedulers
 from service.engine.pipeline import LoadedPipeline, to_pixels
 from service.settings import EngineSettings
 
+EMBEDDED = "models/tiny"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -54,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 def tokenizer(length: int = 24) -> CLIPTokenizer:
     """The embedded model's tokenizer, reading at most `length` tokens."""
-    return CLIPTokenizer.from_pretrained("models/tiny/tokenizer", model_max_length=length)
+    return CLIPTokenizer.from_pretrained(f"{EMBEDDED}/tokenizer", model_max_length=length)
 
 
 def text_config() -> CLIPTextConfig:
@@ -76,7 +77,8 @@ def text_config() -> CLIPTextConfig:
 def autoencoder(**options: Any) -> AutoencoderKL:
     """An autoencoder whose pictures are twice as wide and high as its latents."""
     return AutoencoderKL(
-        block_out_channels=(32, 64),
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
@@ -88,7 +90,8 @@ def autoencoder(**options: Any) -> AutoencoderKL:
 def unet(**options: Any) -> UNet2DConditionModel:
     """A UNet for 64 x 64 pictures."""
     return UNet2DConditionModel(
-        block_out_channels=(32, 64),
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
         layers_per_block=1,
         sample_size=32,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -164,10 +167,11 @@ def flux(folder: Path, guidance_embeds: bool = False) -> None:
     ).save_pretrained(folder)
 
 
-def loaded(model: str | Path) -> LoadedPipeline:
+def loaded(model: str | Path, **settings: Any) -> LoadedPipeline:
     """A model folder, on the CPU."""
+    given: dict[str, Any] = {"min_size": 32 if model != EMBEDDED else None, **settings}
     with quiet():
-        return LoadedPipeline(EngineSettings(model=str(model), device="cpu", min_size=16))
+        return LoadedPipeline(EngineSettings(model=str(model), device="cpu", **given))
 
 
 def lone(pipe: Any, params: Params) -> npt.NDArray[np.uint8]:

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from observability.events import BatchStepped, Priority
+from observability.events import Batching, BatchStepped, Priority
 from service.core import ModelInfo, Params, Size
-from service.engine.contract import Picture
-from service.engine.policy import Candidate, Order, shortest_first
+from service.engine.contract import Picture, Ready
+from service.engine.policy import Candidate, Order, first_come_first_served, shortest_first
 from service.engine.profile import Profile
 from service.jobs.flight import Flight, Flights
 
@@ -38,14 +38,16 @@ class Estimator:
     """Knows nothing until `ready`. What the profile says is corrected by the step times seen lately."""
 
     def __init__(self, order: Order = shortest_first) -> None:
-        self._order = order
+        self._continuous_order = self._order = order
         self._profile: Profile | None = None
         self._info: ModelInfo | None = None
         self._correction = 1.0
 
-    def ready(self, info: ModelInfo, profile: Profile) -> None:
+    def ready(self, message: Ready) -> None:
         """Take the model and the profile of an engine that has started."""
-        self._info, self._profile = info, profile
+        self._info, self._profile = message.info, message.profile
+        is_continuous = message.batching is Batching.CONTINUOUS
+        self._order = self._continuous_order if is_continuous else first_come_first_served
 
     def stepped(self, event: BatchStepped) -> None:
         """Take the time of one step of a batch."""

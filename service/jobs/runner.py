@@ -119,7 +119,7 @@ class Runner:
         self.ready = message
         self.is_ready = True
         self._last_beat = self._clock()
-        self._estimator.ready(info, profile)
+        self._estimator.ready(message)
         self._observer.observe(EngineReady(message.batching, slots, message.load_seconds, message.warmup_seconds))
         log.info(
             "%s (%s) is ready on %s in %s: loaded in %.1f s, warmed in %.1f s; %s batching, %d slots of %d x %d",

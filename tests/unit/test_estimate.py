@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from observability.events import BatchStepped, Priority
+from observability.events import Batching, BatchStepped, Priority
+from service.engine.contract import Ready
 from service.engine.fake import FakeModel
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights
@@ -23,10 +24,10 @@ def flight(name: str, *, at: float = 0.0, started: bool = False, steps_done: int
     return made
 
 
-def estimator(slots: int) -> Estimator:
+def estimator(slots: int, batching: Batching = Batching.CONTINUOUS) -> Estimator:
     """One that knows a profile: 0.1 s a step, whatever the batch."""
     made = Estimator()
-    made.ready(INFO, profile(slots))
+    made.ready(Ready(INFO, batching, profile(slots), load_seconds=0.0, warmup_seconds=0.0))
     return made
 
 
@@ -64,6 +65,12 @@ def test_priority_goes_first() -> None:
     """As in the engine."""
     flights = [flight("a", num_inference_steps=4), flight("b", num_inference_steps=50, priority=Priority.HIGH)]
     assert estimator(1).forecast(flights, now=0.0).positions == {"b": 0, "a": 1}
+
+
+def test_other_modes_serve_the_oldest_first() -> None:
+    """Where the engine does not look at how long a job is."""
+    flights = [flight("old", num_inference_steps=20), flight("new", at=0.1, num_inference_steps=4)]
+    assert estimator(1, Batching.WINDOW).forecast(flights, now=0.2).positions == {"old": 0, "new": 1}
 
 
 def test_sizes_share_the_time() -> None:

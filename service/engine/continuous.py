@@ -229,19 +229,20 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]]
     ) -> Iterator[tuple[T, U | Exception]]:
         """What `call` gives for each item, or why it fails for this one even alone: halves are tried apart."""
+        middle = len(items) // 2
         try:
             results = call(items)
         except Exception as error:  # noqa: BLE001  # whatever a model raises; it becomes the failure of one task
-            if len(items) == 1:
+            if not middle:
                 yield items[0], error
                 return
-            middle = len(items) // 2
             if is_out_of_memory(error):
                 self._out_of_memory(items, middle)
-            yield from self._apart(items[:middle], call)
-            yield from self._apart(items[middle:], call)
         else:
             yield from zip(items, results, strict=True)
+            return
+        for half in (items[:middle], items[middle:]):  # out here, the error no longer holds the failed call's tensors
+            yield from self._apart(half, call)
 
     def _out_of_memory(self, items: Sequence[object], slots: int) -> None:
         for size in {each.size for each in items if isinstance(each, Begun)}:

@@ -62,9 +62,15 @@ class WindowLoop(EngineLoop):
         except Aborted:
             return
         except Exception as error:  # noqa: BLE001  # whatever a model raises; the failing picture reports it
-            self._isolate(pictures, error)
+            reason = reason_of(error)
+            self._undo_steps(pictures, reason)
+            if len(pictures) == 1:
+                self._fail(pictures[0].task_id, error)
+                return
         else:
             self._retire(pictures, batch)
+            return
+        self._run_apart(pictures, reason)  # out here, the error no longer holds the tensors of the batch that failed
 
     def _boundary(self, pictures: Sequence[Picture]) -> Callable[[float], None]:
         """What happens between two denoising steps of a batch of `pictures`."""
@@ -89,12 +95,7 @@ class WindowLoop(EngineLoop):
 
         return on_step
 
-    def _isolate(self, pictures: Sequence[Picture], error: Exception) -> None:
-        reason = reason_of(error)
-        self._undo_steps(pictures, reason)
-        if len(pictures) == 1:
-            self._fail(pictures[0].task_id, error)
-            return
+    def _run_apart(self, pictures: Sequence[Picture], reason: Reason) -> None:
         middle = len(pictures) // 2
         if reason is Reason.OUT_OF_MEMORY:
             self._observe(OutOfMemorySplit(middle))

@@ -27,6 +27,8 @@ from service.engine.policy import Candidate, Lowered, Order, Turn
 from service.engine.profile import Profile
 from service.engine.task import Waiting
 
+SETTLED_SECONDS = 1.0  # ageing and raised caps are looked at so often
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -71,6 +73,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._begun: dict[Picture, Begun[R]] = {}
         self._done: list[Begun[R]] = []  # have all their steps and wait to be decoded
         self._decode_deferred = False
+        self._settled_until = 0.0  # monotonic; until then the slots stay as they are, unless something happens
         self._turns: dict[Size, Turn] = {}
         self._lowered: dict[Size, Lowered] = {}
         self._busy: Counter[Size] = Counter()  # slots that were taken during the last step of a size
@@ -91,6 +94,9 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _admit(self) -> bool:
         """Give out the slots; return whether pictures joined that found one free, and so should not wait longer."""
         now = self._clock()
+        if now < self._settled_until:
+            return False
+        self._settled_until = now + SETTLED_SECONDS
         slots = policy.assign_slots(self._candidates(), lambda size: self._cap(size, now), now, self._order)
         holders = {each.picture for each in slots}
         self._pause_and_resume(holders)
@@ -171,6 +177,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             elif each.row.step == each.row.total_steps and self._begun.pop(each.picture, None) is not None:
                 self._tasks[each.picture.task_id].denoised_at = self._clock()
                 self._done.append(each)
+                self._settled_until = 0.0
 
     def _step(self, batch: Sequence[Begun[R]]) -> Sequence[Exception | None]:
         members = tuple((each.picture.task_id, each.row.step) for each in batch)
@@ -245,6 +252,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             yield from self._apart(half, call)
 
     def _out_of_memory(self, items: Sequence[object], slots: int) -> None:
+        self._settled_until = 0.0
         for size in {each.size for each in items if isinstance(each, Begun)}:
             self._lowered[size] = Lowered(slots, self._clock())
         self._observe(OutOfMemorySplit(slots))
@@ -258,6 +266,10 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     # Commands
 
+    def _obey(self, command: Command) -> None:
+        super()._obey(command)
+        self._settled_until = 0.0
+
     def _enqueue(self, command: Submit) -> None:
         super()._enqueue(command)
         rows = self._model.info.rows(command.params)
@@ -270,6 +282,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 each.waiting = replace(each.waiting, priority=priority)
 
     def _forget(self, task_id: str, reason: Reason) -> None:
+        self._settled_until = 0.0
         self._begun = {picture: each for picture, each in self._begun.items() if picture.task_id != task_id}
         self._done = [each for each in self._done if each.picture.task_id != task_id]
 

@@ -3,7 +3,7 @@
 import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ def _configure(pipe: Any, denoiser: Any, settings: EngineSettings) -> None:
             raise StartupError(f"SAFELIGHT_ATTENTION_BACKEND: {str(error).splitlines()[0]}") from error
 
 
-def _reader(pipe: Any, parameters: Any) -> tuple[Any, int | None]:
+def _reader(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> tuple[Any, int | None]:
     """The tokenizer of the text encoder that reads most of a prompt, and how many tokens that is.
 
     A pipeline with a `max_sequence_length` has a long reader (T5 or another language model), which comes last.

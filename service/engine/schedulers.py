@@ -57,6 +57,8 @@ def make(name: str, own: Any) -> Any:
     Never shared between batches: schedulers keep the state of the run they are stepping.
     """
     cls = CLASSES.get(name, type(own))
+    # DDIM clips by default, which is meant for pixels: latents go beyond -1 to 1.
+    options = {"clip_sample": False} if cls is DDIMScheduler and "clip_sample" not in own.config else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes differ in the keys they know, and say so at every call
-        return cls.from_config(own.config)
+        return cls.from_config(own.config, **options)

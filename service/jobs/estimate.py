@@ -42,10 +42,13 @@ class Estimator:
         self._profile: Profile | None = None
         self._info: ModelInfo | None = None
         self._correction = 1.0
+        self._caps: dict[Size, int] = {}  # of the profile, by size
+        self._costs: dict[tuple[Size, int], float] = {}  # of one step of one picture, by size and rows
 
     def ready(self, message: Ready) -> None:
         """Take the model and the profile of an engine that has started."""
         self._info, self._profile = message.info, message.profile
+        self._caps, self._costs = {}, {}
         is_continuous = message.batching is Batching.CONTINUOUS
         self._order = self._continuous_order if is_continuous else first_come_first_served
 
@@ -73,7 +76,10 @@ class Estimator:
     def _work(self, params: Params) -> float:
         if self._profile is None or self._info is None:
             return 0.0
-        return params.total_steps * self._profile.picture_step_seconds(params.size, self._info.rows(params))
+        kind = (params.size, self._info.rows(params))
+        if kind not in self._costs:
+            self._costs[kind] = self._profile.picture_step_seconds(*kind)
+        return params.total_steps * self._costs[kind]
 
     def _play(self, flights: Iterable[Flight]) -> dict[str, float]:
         """Rows take the slots in order and step together until one is done; sizes take turns."""
@@ -81,13 +87,14 @@ class Estimator:
         waiting: dict[Size, list[_Row]] = {}
         for flight in flights:
             waiting.setdefault(flight.params.size, []).extend(self._rows(flight))
+        self._caps |= {size: self._profile.cap(size) for size in waiting.keys() - self._caps.keys()}
         running: list[_Row] = []
         done: dict[str, float] = {}
         now = 0.0
         while running or any(waiting.values()):
             taken = Counter(each.size for each in running)
             for size, queue in waiting.items():
-                free = self._profile.cap(size) - taken[size]
+                free = self._caps[size] - taken[size]
                 running += queue[:free]
                 del queue[:free]
             steps = min(each.steps_left for each in running)

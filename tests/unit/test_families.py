@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 
 from service.engine import families, schedulers
 from service.engine.contract import Picture
@@ -153,3 +160,18 @@ def test_a_scheduler_takes_the_steps_that_are_asked_for(own: str) -> None:
         for steps in (1, 2, 3, 4, 7, 10, 20, 25, 30, 50):
             scheduler.set_timesteps(steps, device="cpu")
             assert len(scheduler.timesteps) == steps
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_ddim_does_not_clip_latents(own: str) -> None:
+    """Also for a model whose own scheduler has no say in it, where the class would clip them like pixels."""
+    assert not schedulers.make("ddim", OWN[own]).config.clip_sample
+    assert schedulers.make("ddim", DDIMScheduler(clip_sample=True)).config.clip_sample
+
+
+def test_flow_matching_has_a_scheduler_of_its_own() -> None:
+    """Neither it nor what a class does with flow sigmas can be exchanged for a scheduler of noise."""
+    assert schedulers.names_for(FlowMatchEulerDiscreteScheduler()) == ("flow_match_euler",)
+    sana = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    assert schedulers.names_for(sana) == ("DPMSolverMultistepScheduler",)
+    assert type(schedulers.make("DPMSolverMultistepScheduler", sana)) is DPMSolverMultistepScheduler

@@ -34,8 +34,8 @@ format: $(READY) ## fix style where a tool can
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-bench: $(READY) ## compare the batching modes; ARGS="more arguments"
-	$(BIN)/python benchmarks/engine.py $(ARGS)
+bench: $(READY) ## measure the engine side by side with the bare pipeline; ARGS="more arguments"
+	$(BIN)/python -m benchmarks.engine $(ARGS)
 
 lock: ## write requirements.lock anew with the newest versions; give TORCH=cpu where pip takes CUDA's by default
 	tools/setup lock build/lock

@@ -1,0 +1,136 @@
+"""Diffusers' pipeline without the service: what batching and serving are measured against."""
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.curve import MAX_BATCH, Sample
+from benchmarks.traffic import MIXES, Request, all_at_once
+from service.engine.loading import locate
+from service.engine.worker import IMPORT_ENVIRONMENT
+
+CURVE_STEPS = 5
+
+
+class BarePipeline:
+    """The pipeline as a user would call it, with the engine's settings of PyTorch. Answers are PIL images."""
+
+    def __init__(self, model: str) -> None:
+        for name, value in IMPORT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import torch
+        from diffusers import AutoPipelineForText2Image
+
+        from service.engine.torch_setup import quieten
+
+        quieten()
+        self._torch = torch
+        self._pipe: Any = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=torch.float32)
+        self._pipe.set_progress_bar_config(disable=True)
+
+    def images(self, requests: Sequence[Request], **options: Any) -> list[Any]:
+        """One call for `requests`, which share steps and guidance."""
+        first = requests[0]
+        with self._torch.inference_mode():
+            output = self._pipe(
+                [each.prompt for each in requests],
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance,
+                generator=[self._torch.Generator("cpu").manual_seed(each.seed) for each in requests],
+                **options,
+            )
+        images: list[Any] = output.images
+        return images
+
+    def seconds(self, batch: int, pictures: int, steps: int) -> float:
+        """Seconds that `pictures` take in batches of `batch`."""
+        began = time.perf_counter()
+        for first in range(0, pictures, batch):
+            self.images(_requests(min(batch, pictures - first), steps))
+        return time.perf_counter() - began
+
+    def sample(self, batch: int) -> Sample:
+        """The stages of one short call: the first call of the UNet ends encoding, the last step ends denoising."""
+        marks: list[float] = []
+
+        def called(*_: object) -> None:
+            if not marks:
+                marks.append(time.perf_counter())
+
+        def stepped(_pipe: object, _step: int, _timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+            marks.append(time.perf_counter())
+            return kwargs
+
+        requests = _requests(batch, CURVE_STEPS)
+        hook = self._pipe.unet.register_forward_pre_hook(called)
+        try:
+            began = time.perf_counter()
+            self.images(requests, callback_on_step_end=stepped)
+            ended = time.perf_counter()
+        finally:
+            hook.remove()
+        steps = [end - start for start, end in pairwise(marks)]
+        return Sample(batch, marks[0] - began, statistics.median(steps), ended - marks[-1])
+
+
+def _requests(count: int, steps: int) -> list[Request]:
+    """The traffic `uniform` with another number of steps."""
+    return all_at_once(replace(MIXES["uniform"], steps=(steps,)), count, "bare")
+
+
+class BareProcess:
+    """A bare pipeline in a process of its own, warm; see `BarePipeline`. Idle between calls."""
+
+    def __init__(self, connection: "Connection[tuple[Any, ...] | None, Any]") -> None:
+        self._connection = connection
+
+    def seconds(self, batch: int, pictures: int, steps: int) -> float:
+        """Seconds that `pictures` take in batches of `batch`."""
+        self._connection.send(("seconds", batch, pictures, steps))
+        seconds: float = self._connection.recv()
+        return seconds
+
+    def sample(self, batch: int) -> Sample:
+        """The stages of one short call."""
+        self._connection.send(("sample", batch))
+        sample: Sample = self._connection.recv()
+        return sample
+
+    def curve(self, rounds: int) -> list[Sample]:
+        """Samples of every batch size, up and down in turns, so that a drift of the machine hurts all alike."""
+        sizes = range(1, MAX_BATCH + 1)
+        return [self.sample(n) for each in range(rounds) for n in (sizes if each % 2 == 0 else reversed(sizes))]
+
+
+@contextmanager
+def bare_process(model: str) -> Iterator[BareProcess]:
+    """A warm process with the bare pipeline."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, model), daemon=True)
+    process.start()
+    theirs.close()
+    bare = BareProcess(ours)
+    bare.curve(rounds=1)
+    try:
+        yield bare
+    finally:
+        ours.close()
+        process.join(10)
+
+
+def _serve(connection: "Connection[Any, tuple[Any, ...]]", model: str) -> None:
+    pipeline = BarePipeline(model)
+    try:
+        while True:
+            name, *arguments = connection.recv()
+            connection.send(getattr(pipeline, name)(*arguments))
+    except EOFError:
+        return

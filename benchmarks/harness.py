@@ -1,0 +1,159 @@
+"""A real service in a process of its own, and clients that cost little."""
+
+import http.client
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.traffic import Request
+
+CLIENT_SECONDS = 660.0  # more than the service holds an answer
+LEAD_SECONDS = 0.1  # between making the clients of a block and its time 0
+STOP_SECONDS = 60.0
+PNG = b"\x89PNG"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service that is ready."""
+
+    host: str
+    port: int
+    pid: int
+    log: Path
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection of one client."""
+        return http.client.HTTPConnection(self.host, self.port, timeout=CLIENT_SECONDS)
+
+    def get(self, path: str) -> bytes:
+        """The body of a GET. Raises `RuntimeError` for any other status than 200."""
+        connection = self.connect()
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        if answer.status != 200:
+            raise RuntimeError(f"GET {path} was answered {answer.status}: {body[:500]!r}")
+        return body
+
+    def get_json(self, path: str) -> Any:
+        """The JSON of a GET."""
+        return json.loads(self.get(path))
+
+    def slots(self) -> int:
+        """Slots for pictures of the model's own size."""
+        slots: int = self.get_json("/model")["profile"][0]["slots"]
+        return slots
+
+
+@contextmanager
+def service(model: str, settings: Mapping[str, object]) -> Iterator[Service]:
+    """A ready service on the CPU in float32, with `settings` (no prefix in their names). Its data goes at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        given = {"data_dir": folder, "port": 0, "device": "cpu", "dtype": "float32", "model": model, **settings}
+        environment = {f"SAFELIGHT_{name.upper()}": str(value) for name, value in given.items()}
+        with log.open("w") as stderr:
+            command = [sys.executable, "-m", "service", "serve"]
+            process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=stderr)
+        try:
+            yield _when_ready(process, log)
+        finally:
+            process.terminate()
+            process.wait(STOP_SECONDS)
+
+
+def _when_ready(process: subprocess.Popen[bytes], log: Path) -> Service:
+    while not (found := re.search(r"listens on http://([\d.]+):(\d+)", log.read_text())):
+        _check_alive(process, log)
+    started = Service(found[1], int(found[2]), process.pid, log)
+    while True:
+        _check_alive(process, log)
+        try:
+            started.get("/health/ready")
+        except (OSError, RuntimeError):
+            continue
+        return started
+
+
+def _check_alive(process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.poll() is not None:
+        raise SystemExit(log.read_text())
+    time.sleep(0.1)
+
+
+def ask(connection: http.client.HTTPConnection, request: Request) -> None:
+    """Wait for one picture; anything else ends the program."""
+    headers = {"Content-Type": "application/json", "Accept": "image/png"}
+    connection.request("POST", "/generate", json.dumps(request.body()), headers)
+    response = connection.getresponse()
+    answer = response.read()
+    if response.status != 200 or not answer.startswith(PNG):
+        raise SystemExit(f"the service answered {response.status}: {answer[:500]!r}")
+
+
+def open_loop(target: Service, requests: Sequence[Request]) -> list[float]:
+    """Ask for each of `requests` at its time, whatever became of the others; the seconds from that time to its picture.
+
+    One sleeping thread a request: on two cores, the engine needs them both.
+    """
+    with ThreadPoolExecutor(max_workers=len(requests)) as pool:
+        origin = time.perf_counter() + LEAD_SECONDS
+
+        def client(request: Request) -> float:
+            due = origin + request.at
+            time.sleep(max(0.0, due - time.perf_counter()))
+            connection = target.connect()
+            try:
+                ask(connection, request)
+                return time.perf_counter() - due
+            finally:
+                connection.close()
+
+        return list(pool.map(client, requests))
+
+
+def closed_loop(target: Service, requests: Sequence[Request], clients: int, pictures: int) -> float:
+    """Seconds between the completion of picture number `clients` and the one `pictures` later, while every client
+    asks for its next picture as soon as it has got one; so start and end are left out.
+    """
+    completed: list[float] = []
+    enough = threading.Event()
+    connections = [target.connect() for _ in range(clients)]
+
+    def client(number: int) -> None:
+        try:
+            for picture in itertools.count(number, clients):
+                ask(connections[number], requests[picture % len(requests)])
+                completed.append(time.perf_counter())
+                if len(completed) >= clients + pictures:
+                    enough.set()
+        except (OSError, http.client.HTTPException, SystemExit):
+            if not enough.is_set():
+                raise
+        finally:
+            enough.set()
+
+    with ThreadPoolExecutor(max_workers=clients) as pool:
+        running = [pool.submit(client, number) for number in range(clients)]
+        enough.wait()
+        for connection in connections:  # the service cancels what nobody waits for
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        for each in running:
+            each.result()
+    return completed[clients + pictures - 1] - completed[clients - 1]

@@ -1,0 +1,238 @@
+"""What the engine adds to a picture that it makes alone, and how soon a picture gets its first step.
+
+Part `lone`: the engine's own loop, in this process, from the command to the PIL image, against a call of the bare
+pipeline with the same parameters; pairs in alternating order. Part `admission`: seeded Poisson traffic below
+saturation; each picture's delay, from its command (or, if later, from the end of the step after which a slot was free
+for it) to its first step, less the step that ran when it came; less its own first step if none ran.
+"""
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bare import BarePipeline
+from benchmarks.report import Check
+from benchmarks.traffic import MIXES, Request, draw
+from observability.events import Batching, BatchStepped, PictureAdmitted, Priority
+from service.engine.contract import Command, Finished, Happened, LoadFailed, Message, Ready, Submit, TaskFailed
+from service.engine.profiling import default_size
+from service.engine.worker import make_loop
+from service.settings import EngineSettings
+
+LONE_BAR = 0.005
+ADMISSION_BAR = 0.005
+RESAMPLES = 10_000
+WARM = 2  # pairs before those that count
+PARTS = ("lone", "admission")
+
+
+class InProcessEngine:
+    """The loop of the engine process without the process: commands and messages are not sent through a pipe.
+
+    `heard` are the messages with the monotonic time of each.
+    """
+
+    def __init__(self, model: str, data_dir: Path) -> None:
+        self.heard: list[tuple[float, Message]] = []
+        self._inbox: SimpleQueue[Command] = SimpleQueue()
+        settings = EngineSettings(
+            model=model, data_dir=data_dir, batching=Batching.CONTINUOUS, device="cpu", dtype="float32"
+        )
+        self._loop = make_loop(settings, self._inbox, self._hear)
+        ready = self.heard.pop()[1]
+        assert isinstance(ready, Ready), ready
+        self.ready = ready
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, TaskFailed | LoadFailed):
+            raise SystemExit(message.detail)
+        self.heard.append((time.monotonic(), message))
+
+    def submit(self, task_id: str, request: Request) -> None:
+        """Ask for one picture; from any thread."""
+        params = request.params(default_size(self.ready.info), self.ready.info.default_scheduler)
+        self._inbox.put(Submit(task_id, params, Priority.NORMAL, time.time()))
+
+    def finish(self, count: int) -> None:
+        """Turn until `count` more tasks are finished."""
+        while count:
+            seen = len(self.heard)
+            self._loop.turn()
+            count -= sum(isinstance(message, Finished) for _, message in self.heard[seen:])
+
+    def image(self, request: Request) -> Any:
+        """The PIL image of one request that has the engine to itself."""
+        from PIL import Image
+
+        self.submit("lone", request)
+        self.finish(1)
+        image = next(message.pictures[0] for _, message in self.heard if isinstance(message, Finished))
+        self.heard.clear()
+        return Image.fromarray(image)
+
+
+def lone(engine: InProcessEngine, bare: BarePipeline, pairs: int, steps: int) -> dict[str, Any]:
+    """Seconds of both ways for each pair, and the largest difference between their pictures in 8-bit levels."""
+    requests = draw(replace(MIXES["uniform"], steps=(steps,)), pairs + WARM, 1.0, "lone")
+    ways: dict[str, Callable[[Request], Any]] = {
+        "engine": engine.image,
+        "bare": lambda request: bare.images([request])[0],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    levels = 0
+    for number, request in enumerate(requests):
+        images = {}
+        for name in list(ways) if number % 2 else list(reversed(ways)):
+            began = time.perf_counter()
+            images[name] = ways[name](request)
+            seconds[name].append(time.perf_counter() - began)
+        ours, theirs = (np.asarray(images[name], dtype=np.int16) for name in ways)
+        levels = max(levels, int(np.abs(ours - theirs).max()))
+    return {**{name: values[WARM:] for name, values in seconds.items()}, "levels": levels}
+
+
+def report_lone(measured: dict[str, Any]) -> Check:
+    """Print the part `lone`."""
+    differences = np.subtract(measured["engine"], measured["bare"])
+    resampled = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences)))
+    low, high = np.percentile(np.median(resampled, axis=1), (2.5, 97.5)) * 1e3
+    middle = float(np.median(differences))
+    print(f"one lone picture, {len(differences)} pairs: median {median(measured['engine']):.3f} s by the engine,")
+    print(
+        f"  {median(measured['bare']):.3f} s by the bare pipeline; the pictures differ by {measured['levels']} levels"
+    )
+    print(f"  median difference {middle * 1e3:+.1f} ms, 95 % interval {low:+.1f} to {high:+.1f} ms")
+    return Check("seconds that the engine adds to a lone picture, median", middle, LONE_BAR, most=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A denoising step, in monotonic seconds."""
+
+    began: float
+    ended: float
+    members: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How long one picture waited for its first step, what may pass at most, and what the engine says it was."""
+
+    delay: float
+    step: float
+    step_ran: bool
+    told: float
+
+
+def admission(engine: InProcessEngine, count: int, load: float) -> list[Admission]:
+    """Serve `count` mixed requests; `load` is a share of what the engine's own profile says that it can do."""
+    info, profile = engine.ready.info, engine.ready.profile
+    size = default_size(info)
+    mix = MIXES["mixed"]
+    drawn = [each.params(size, info.default_scheduler) for each in draw(mix, count, 1.0, "admission")]
+    requests = draw(mix, count, load / mean(profile.work_seconds(each, info.rows(each)) for each in drawn), "admission")
+    commanded: dict[str, float] = {}
+
+    def clients() -> None:
+        origin = time.monotonic()
+        for number, request in enumerate(requests):
+            time.sleep(max(0.0, origin + request.at - time.monotonic()))
+            commanded[str(number)] = time.monotonic()
+            engine.submit(str(number), request)
+
+    thread = threading.Thread(target=clients)
+    thread.start()
+    engine.finish(count)
+    thread.join()
+    return _admissions(engine.heard, commanded, profile.cap(size))
+
+
+def _admissions(heard: Sequence[tuple[float, Message]], commanded: dict[str, float], slots: int) -> list[Admission]:
+    """The engine tells of the pictures that join just before the step they join, in its order."""
+    steps: list[Step] = []
+    told: list[float] = []
+    found = []
+    for at, message in heard:
+        event = message.event if isinstance(message, Happened) else None
+        if isinstance(event, PictureAdmitted):
+            told.append(event.seconds)
+        elif isinstance(event, BatchStepped):
+            steps.append(Step(at - event.seconds, at, event.members))
+            joined = [task_id for task_id, step in event.members if step == 0]
+            for task_id, seconds in zip(joined, told, strict=True):
+                found.append(_admission(commanded[task_id], steps, slots, seconds))
+            told.clear()
+    return found
+
+
+def _admission(commanded: float, steps: Sequence[Step], slots: int, told: float) -> Admission:
+    """For a picture whose first step is the last of `steps`."""
+    first = steps[-1]
+    free_at = commanded
+    if len(steps) > 1 and len(steps[-2].members) == slots:  # until then there was no place for it
+        free_at = max(commanded, steps[-2].ended)
+    running = next((each for each in reversed(steps) if each.began <= free_at < each.ended), None)
+    step = first if running is None else running
+    return Admission(first.began - free_at, step.ended - step.began, running is not None, told)
+
+
+def report_admission(admissions: Sequence[Admission]) -> Check:
+    """Print the part `admission`."""
+    p99 = float(np.percentile([each.delay - each.step for each in admissions], 99))
+    groups = {during: [each for each in admissions if each.step_ran == during] for during in (True, False)}
+    print(f"\nadmission of {len(admissions)} pictures (milliseconds)     median     p95     p99    most")
+    for during, group in groups.items():
+        print(f"  {len(group)} that found a slot {'during a step' if during else 'while no step ran'}")
+        values = {
+            "delay": [each.delay for each in group],
+            "step": [each.step for each in group],
+            "delay less step": [each.delay - each.step for each in group],
+            "delay as the engine tells it": [each.told for each in group],
+        }
+        for what, seconds in values.items():
+            numbers = np.percentile(seconds or [0.0], (50, 95, 99, 100)) * 1e3
+            print(f"    {what:<36}" + "".join(f"{number:8.1f}" for number in numbers))
+    return Check("seconds of admission delay beyond one step, p99", p99, ADMISSION_BAR, most=True)
+
+
+def main() -> None:
+    """Parse the command line, measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", default="models/tiny", help="diffusers folder")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of lone pictures")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a lone picture")
+    parser.add_argument("--requests", type=int, default=300, help="pictures whose admission is measured")
+    parser.add_argument("--load", type=float, default=0.6, help="load of that, of the most that the profile allows")
+    parser.add_argument("--json", type=Path, help="file to write the measurements to")
+    arguments = parser.parse_args()
+    kept: dict[str, Any] = {}
+    checks = []
+    with tempfile.TemporaryDirectory() as folder:
+        engine = InProcessEngine(arguments.model, Path(folder))
+        if "lone" in arguments.parts:
+            kept["lone"] = lone(engine, BarePipeline(arguments.model), arguments.pairs, arguments.steps)
+            checks.append(report_lone(kept["lone"]))
+        if "admission" in arguments.parts:
+            admissions = admission(engine, arguments.requests, arguments.load)
+            kept["admission"] = [[each.delay, each.step, each.step_ran, each.told] for each in admissions]
+            checks.append(report_admission(admissions))
+    print()
+    for check in checks:
+        print(check)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -190,6 +190,7 @@ class StepwiseModel:
     def _conditioning(self, rows: Sequence[StepwiseRow]) -> Conditioning:
         """Made anew only when other rows come together."""
         if self._together[0] != list(rows):
+            self._together = ([], {})  # frees the device's memory before more is taken
             guided = [row for row in rows if row.negative is not None]
             embeddings = [row.prompt.embeddings for row in rows]
             embeddings += [row.negative.embeddings for row in guided if row.negative is not None]

@@ -166,11 +166,12 @@ class JobView(BaseModel):
         job, params = snapshot.job, snapshot.job.params
         urls = [f"/jobs/{job.id}/images/{index}" for index in range(params.num_images)] if job.blob else []
         failed = job.is_finished and job.state is not JobState.COMPLETED
+        steps_done = min(snapshot.steps_done, params.total_steps)  # some schedulers take one more than asked for
         return cls(
             job_id=job.id,
             status=job.state,
-            progress=round(snapshot.steps_done / params.total_steps, 4),
-            step=snapshot.steps_done,
+            progress=round(steps_done / params.total_steps, 4),
+            step=steps_done,
             total_steps=params.total_steps,
             queue_position=snapshot.queue_position,
             estimated_time=None if snapshot.estimated_time is None else round(snapshot.estimated_time, 3),

@@ -111,7 +111,7 @@ class Estimator:
     def _rows(self, flight: Flight) -> list[_Row]:
         """The pictures that `flight` still needs; those that run are taken to be equally far."""
         assert self._info is not None, "ready"
-        left = flight.params.total_steps - flight.steps_done
+        left = max(0, flight.params.total_steps - flight.steps_done)
         count = max(1, math.ceil(left / flight.params.num_inference_steps))
         rows = self._info.rows(flight.params)
         return [_Row(flight.id, flight.params.size, rows, left / count) for _ in range(count)]

@@ -13,6 +13,7 @@ from service.engine.profile import Profile
 from service.jobs.flight import Flight, Flights
 
 WEIGHT = 0.1
+FORGET_SECONDS = 30.0
 NEARLY_NONE = 1e-9
 
 
@@ -35,13 +36,15 @@ class _Row:
 
 
 class Estimator:
-    """Knows nothing until `ready`. What the profile says is corrected by the step times seen lately."""
+    """Knows nothing until `ready`. What the profile says is corrected by the step times seen lately; without steps
+    the correction fades, so that a slow spell does not refuse deadlines for ever.
+    """
 
     def __init__(self, order: Order = shortest_first) -> None:
         self._continuous_order = self._order = order
         self._profile: Profile | None = None
         self._info: ModelInfo | None = None
-        self._correction = 1.0
+        self._correction, self._corrected_at = 1.0, 0.0
         self._caps: dict[Size, int] = {}  # of the profile, by size
         self._costs: dict[tuple[Size, int], float] = {}  # of one step of one picture, by size and rows
 
@@ -52,11 +55,15 @@ class Estimator:
         is_continuous = message.batching is Batching.CONTINUOUS
         self._order = self._continuous_order if is_continuous else first_come_first_served
 
-    def stepped(self, event: BatchStepped) -> None:
-        """Take the time of one step of a batch."""
+    def stepped(self, event: BatchStepped, now: float) -> None:
+        """Take the time of one step of a batch that ended at monotonic `now`."""
         if self._profile is not None:
             ratio = event.seconds / max(self._profile.step_seconds(event.size, event.rows), NEARLY_NONE)
-            self._correction += WEIGHT * (ratio - self._correction)
+            correction = self._faded(now)
+            self._correction, self._corrected_at = correction + WEIGHT * (ratio - correction), now
+
+    def _faded(self, now: float) -> float:
+        return 1.0 + (self._correction - 1.0) * math.exp((self._corrected_at - now) / FORGET_SECONDS)
 
     def forecast(self, flights: Iterable[Flight], now: float) -> Forecast:
         """Play all unfinished `flights` forward from monotonic `now`; without a profile, only places are known."""
@@ -65,6 +72,8 @@ class Estimator:
         positions = {each.id: place for place, each in enumerate(waiting)}
         running = [each for each in flights if each.has_started]
         seconds = self._play([*running, *waiting]) if self._profile is not None else {}
+        correction = self._faded(now)
+        seconds = {flight_id: each * correction for flight_id, each in seconds.items()}
         return Forecast(seconds, positions)
 
     def _key(self, flight: Flight, now: float) -> tuple[float | str, ...]:
@@ -82,7 +91,7 @@ class Estimator:
         return params.total_steps * self._costs[kind]
 
     def _play(self, flights: Iterable[Flight]) -> dict[str, float]:
-        """Rows take the slots in order and step together until one is done; sizes take turns."""
+        """By the profile: rows take the slots in order and step together until one is done; sizes take turns."""
         assert self._profile is not None, "ready"
         waiting: dict[Size, list[_Row]] = {}
         for flight in flights:
@@ -103,7 +112,7 @@ class Estimator:
                 each.steps_left -= steps
             for each in running:
                 if each.steps_left <= NEARLY_NONE:
-                    now += self._profile.extra_seconds * self._correction
+                    now += self._profile.extra_seconds
                     done[each.flight_id] = now
             running = [each for each in running if each.steps_left > NEARLY_NONE]
         return done
@@ -122,7 +131,7 @@ class Estimator:
         rows: Counter[Size] = Counter()
         for each in running:
             rows[each.size] += each.rows
-        return self._correction * sum(self._profile.step_seconds(size, count) for size, count in rows.items())
+        return sum(self._profile.step_seconds(size, count) for size, count in rows.items())
 
 
 class Outlook:

@@ -109,7 +109,7 @@ class Runner:
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, BatchStepped):
-            self._estimator.stepped(event)
+            self._estimator.stepped(event, self._clock())
         self._observer.observe(event)
 
     def _became_ready(self, message: Ready) -> None:

@@ -80,11 +80,13 @@ def test_sizes_share_the_time() -> None:
 
 
 def test_the_estimate_follows_the_steps_that_are_seen() -> None:
-    """When steps take twice as long as the profile says, so does the estimate."""
+    """When steps take twice as long as the profile says, so does the estimate; without steps that is forgotten."""
     estimate = estimator(4)
-    for _ in range(100):
-        estimate.stepped(BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=2 * STEP_SECONDS))
-    assert estimate.forecast([flight("a")], now=0.0).seconds["a"] == pytest.approx(8 * STEP_SECONDS, rel=0.01)
+    for step in range(100):
+        event = BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=2 * STEP_SECONDS)
+        estimate.stepped(event, now=step * 2 * STEP_SECONDS)
+    assert estimate.forecast([flight("a")], now=20.0).seconds["a"] == pytest.approx(8 * STEP_SECONDS, rel=0.05)
+    assert estimate.forecast([flight("a")], now=1000.0).seconds["a"] == pytest.approx(4 * STEP_SECONDS)
 
 
 def test_the_outlook_of_a_request_that_is_not_accepted_yet() -> None:

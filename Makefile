@@ -12,7 +12,7 @@ TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
 TEST_PROGRAMS := initdb:postgresql
 
-.PHONY: help run test lint format bench lock clean
+.PHONY: help run test lint format bench soak lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -36,6 +36,9 @@ format: $(READY) ## fix style where a tool can
 
 bench: $(READY) ## measure the engine side by side with the bare pipeline; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+soak: $(READY) ## twenty minutes of trouble: every job ends once, memory stays; ARGS="more arguments"
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 lock: ## write requirements.lock anew with the newest versions; give TORCH=cpu where pip takes CUDA's by default
 	tools/setup lock build/lock

@@ -3,7 +3,7 @@
 Part `lone`: the engine's own loop, in this process, from the command to the PIL image, against a call of the bare
 pipeline with the same parameters; pairs in alternating order. Part `admission`: seeded Poisson traffic below
 saturation; each picture's delay, from its command (or, if later, from the end of the step after which a slot was free
-for it) to its first step, less the step that ran when it came; less its own first step if none ran.
+for it) to its first step, less the step that ran at that time; less its own first step if none ran.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median
@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.bare import BarePipeline
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, Request, draw
-from observability.events import Batching, BatchStepped, PictureAdmitted, Priority
-from service.engine.contract import Command, Finished, Happened, LoadFailed, Message, Ready, Submit, TaskFailed
+from observability.events import Batching, BatchStepped, PictureAdmitted, Priority, Reason, Stage, StageFinished
+from service.engine.contract import Cancel, Command, Finished, Happened, LoadFailed, Message, Ready, Submit, TaskFailed
 from service.engine.profiling import default_size
 from service.engine.worker import make_loop
 from service.settings import EngineSettings
@@ -34,6 +34,7 @@ ADMISSION_BAR = 0.005
 RESAMPLES = 10_000
 WARM = 2  # pairs before those that count
 PARTS = ("lone", "admission")
+STEP = "step"
 
 
 class InProcessEngine:
@@ -57,6 +58,8 @@ class InProcessEngine:
         if isinstance(message, TaskFailed | LoadFailed):
             raise SystemExit(message.detail)
         self.heard.append((time.monotonic(), message))
+        if isinstance(message, Finished):  # a command, or an idle loop would wait for its next beat before `turn` ends
+            self._inbox.put(Cancel(message.task_id, Reason.NONE))
 
     def submit(self, task_id: str, request: Request) -> None:
         """Ask for one picture; from any thread."""
@@ -116,26 +119,38 @@ def report_lone(measured: dict[str, Any]) -> Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A denoising step, in monotonic seconds."""
+class Activity:
+    """What the engine did between two monotonic times; a step is one of `members`."""
 
+    name: str
     began: float
     ended: float
-    members: tuple[tuple[str, int], ...]
+    members: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How long one picture waited for its first step, what may pass at most, and what the engine says it was."""
+    """How long one picture waited for its first step, the step that this may take, and what the engine says it was.
+
+    `during` is what the engine did when the picture came or, if later, when a slot became free for it.
+    """
 
     delay: float
     step: float
-    step_ran: bool
     told: float
+    during: str
+
+    @property
+    def excess(self) -> float:
+        """Seconds beyond the step; below zero when it was admitted sooner."""
+        return self.delay - self.step
 
 
 def admission(engine: InProcessEngine, count: int, load: float) -> list[Admission]:
-    """Serve `count` mixed requests; `load` is a share of what the engine's own profile says that it can do."""
+    """Serve `count` mixed requests; `load` is a share of what the engine's own profile says that it can do.
+
+    The delay is measured here, from the command: the engine's own begins when it takes the command from its inbox.
+    """
     info, profile = engine.ready.info, engine.ready.profile
     size = default_size(info)
     mix = MIXES["mixed"]
@@ -159,49 +174,52 @@ def admission(engine: InProcessEngine, count: int, load: float) -> list[Admissio
 
 def _admissions(heard: Sequence[tuple[float, Message]], commanded: dict[str, float], slots: int) -> list[Admission]:
     """The engine tells of the pictures that join just before the step they join, in its order."""
-    steps: list[Step] = []
+    activities: list[Activity] = []
     told: list[float] = []
     found = []
     for at, message in heard:
         event = message.event if isinstance(message, Happened) else None
-        if isinstance(event, PictureAdmitted):
+        if isinstance(event, StageFinished) and event.stage is not Stage.DENOISE:
+            activities.append(Activity(event.stage.value, at - event.seconds, at))
+        elif isinstance(event, PictureAdmitted):
             told.append(event.seconds)
         elif isinstance(event, BatchStepped):
-            steps.append(Step(at - event.seconds, at, event.members))
+            activities.append(Activity(STEP, at - event.seconds, at, event.members))
             joined = [task_id for task_id, step in event.members if step == 0]
             for task_id, seconds in zip(joined, told, strict=True):
-                found.append(_admission(commanded[task_id], steps, slots, seconds))
+                found.append(_admission(commanded[task_id], activities, slots, seconds))
             told.clear()
     return found
 
 
-def _admission(commanded: float, steps: Sequence[Step], slots: int, told: float) -> Admission:
-    """For a picture whose first step is the last of `steps`."""
-    first = steps[-1]
+def _admission(commanded: float, activities: Sequence[Activity], slots: int, told: float) -> Admission:
+    """For a picture whose first step is the last of `activities`."""
+    first, *before = [each for each in reversed(activities) if each.name == STEP]
     free_at = commanded
-    if len(steps) > 1 and len(steps[-2].members) == slots:  # until then there was no place for it
-        free_at = max(commanded, steps[-2].ended)
-    running = next((each for each in reversed(steps) if each.began <= free_at < each.ended), None)
-    step = first if running is None else running
-    return Admission(first.began - free_at, step.ended - step.began, running is not None, told)
+    if before and len(before[0].members) == slots:  # until then there was no place for it
+        free_at = max(commanded, before[0].ended)
+    during = next((each for each in reversed(activities) if each.began <= free_at <= each.ended), None)
+    step = during if during is not None and during.name == STEP else first
+    name = "nothing" if during is None else during.name
+    return Admission(first.began - free_at, step.ended - step.began, told, name)
 
 
 def report_admission(admissions: Sequence[Admission]) -> Check:
     """Print the part `admission`."""
-    p99 = float(np.percentile([each.delay - each.step for each in admissions], 99))
-    groups = {during: [each for each in admissions if each.step_ran == during] for during in (True, False)}
-    print(f"\nadmission of {len(admissions)} pictures (milliseconds)     median     p95     p99    most")
-    for during, group in groups.items():
-        print(f"  {len(group)} that found a slot {'during a step' if during else 'while no step ran'}")
+    print(f"\nadmission of {len(admissions)} pictures (milliseconds)        median     p95     p99    most")
+    for during in sorted({each.during for each in admissions}):
+        group = [each for each in admissions if each.during == during]
+        print(f"  {len(group)} came, or a slot became free for them, during {during}")
         values = {
             "delay": [each.delay for each in group],
             "step": [each.step for each in group],
-            "delay less step": [each.delay - each.step for each in group],
+            "delay less step": [each.excess for each in group],
             "delay as the engine tells it": [each.told for each in group],
         }
         for what, seconds in values.items():
-            numbers = np.percentile(seconds or [0.0], (50, 95, 99, 100)) * 1e3
+            numbers = np.percentile(seconds, (50, 95, 99, 100)) * 1e3
             print(f"    {what:<36}" + "".join(f"{number:8.1f}" for number in numbers))
+    p99 = float(np.percentile([each.excess for each in admissions], 99))
     return Check("seconds of admission delay beyond one step, p99", p99, ADMISSION_BAR, most=True)
 
 
@@ -225,7 +243,7 @@ def main() -> None:
             checks.append(report_lone(kept["lone"]))
         if "admission" in arguments.parts:
             admissions = admission(engine, arguments.requests, arguments.load)
-            kept["admission"] = [[each.delay, each.step, each.step_ran, each.told] for each in admissions]
+            kept["admission"] = [asdict(each) for each in admissions]
             checks.append(report_admission(admissions))
     print()
     for check in checks:

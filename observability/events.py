@@ -200,9 +200,14 @@ class StepsWasted:
 
 @dataclass(frozen=True, slots=True)
 class OutOfMemorySplit:
-    """A batch did not fit into memory and was split in two; batches of its size hold `slots` pictures for now."""
+    """A call of the model for `stage` did not fit into memory and was split in two.
 
-    slots: int
+    For now such calls for pictures of this `size` (pixels) take `pictures` at most.
+    """
+
+    stage: Stage
+    size: tuple[int, int]
+    pictures: int
 
 
 @dataclass(frozen=True, slots=True)

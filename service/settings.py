@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +17,7 @@ PREFIX = "SAFELIGHT_"
 SchedulerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm", "flow_match_euler"]
 SCHEDULER_NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 
+FAULTS = frozenset({"fail", "crash", "hang", "oom_above"})
 SIZE = r"([1-9]\d{0,4})x([1-9]\d{0,4})"
 
 
@@ -28,6 +30,14 @@ def _sizes(value: str | None) -> str | None:
 def _slots(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(rf"{SIZE}=[1-9]\d{{0,2}}(,{SIZE}=[1-9]\d{{0,2}})*", value):
         raise ValueError("must be slots by size such as 512x512=8,1024x1024=2")
+    return value
+
+
+def _faults(value: str | None) -> str | None:
+    faults = dict(parse_qsl(value or "", keep_blank_values=True))
+    unknown = faults.keys() - FAULTS
+    if unknown or (value and not faults) or not faults.get("oom_above", "0").isdecimal():
+        raise ValueError("must be faults such as fail=WORD&crash=WORD&hang=WORD&oom_above=4")
     return value
 
 
@@ -89,7 +99,7 @@ class EngineSettings(BaseSettings):
     )
     min_size: int | None = Field(None, ge=8, description="Smallest width and height; unset: half the model's own.")
     max_size: int | None = Field(None, ge=8, description="Largest width and height; unset: 1.5 times the model's own.")
-    faults: str | None = Field(
+    faults: Annotated[str | None, AfterValidator(_faults)] = Field(
         None,
         description="Faults to inject, for drills: fail=WORD&crash=WORD&hang=WORD&oom_above=N (see engine/faults.py).",
     )

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -21,36 +21,16 @@ from observability.events import (
 )
 from service.core import Size
 from service.engine import policy
-from service.engine.contract import Command, Message, Picture, R, StepModel, Stepped, Submit, is_out_of_memory
+from service.engine.contract import Command, Message, Picture, Pixels, R, StepModel, Stepped, Submit, is_out_of_memory
 from service.engine.loop import EngineLoop, reason_of
 from service.engine.policy import Candidate, Lowered, Order, Turn
 from service.engine.profile import Profile
-from service.engine.task import Waiting
+from service.engine.task import Begun, Sized, Waiting
 
 SETTLED_SECONDS = 1.0  # ageing and raised caps are looked at so often
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 U = TypeVar("U")
-
-
-@dataclass(slots=True)
-class Begun(Generic[R]):
-    """A picture with a row. `free_since` (monotonic) is when a slot was there for it, until its first step."""
-
-    waiting: Waiting
-    row: R
-    free_since: float | None
-    holds_slot: bool = True
-
-    @property
-    def picture(self) -> Picture:
-        """What it will be."""
-        return self.waiting.picture
-
-    @property
-    def size(self) -> Size:
-        """Only pictures of the same size share a step."""
-        return self.picture.params.size
 
 
 class ContinuousLoop(EngineLoop, Generic[R]):
@@ -75,7 +55,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._decode_deferred = False
         self._settled_until = 0.0  # monotonic; until then the slots stay as they are, unless something happens
         self._turns: dict[Size, Turn] = {}
-        self._lowered: dict[Size, Lowered] = {}
+        self._lowered: dict[tuple[Stage, Size], Lowered] = {}
         self._busy: Counter[Size] = Counter()  # slots that were taken during the last step of a size
 
     def turn(self) -> None:
@@ -112,11 +92,16 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _candidate(self, waiting: Waiting, holds_slot: bool) -> Candidate:
         task = self._tasks[waiting.picture.task_id]
         work = (task.params.total_steps - task.steps_done) * task.step_cost
-        return Candidate(waiting.picture, waiting.priority, waiting.arrived_at, work, holds_slot, waiting.alone)
+        since = waiting.arrived_at - waiting.waited
+        return Candidate(waiting.picture, waiting.priority, since, work, holds_slot, waiting.alone, task.has_started)
 
     def _cap(self, size: Size, now: float) -> int:
-        cap = self._profile.cap(size)
-        return min(cap, self._lowered[size].allows(now)) if size in self._lowered else cap
+        return self._at_most(self._profile.cap(size), Stage.DENOISE, size, now)
+
+    def _at_most(self, pictures: int, stage: Stage, size: Size, now: float) -> int:
+        """So many pictures, or fewer where memory ran out lately."""
+        lowered = self._lowered.get((stage, size))
+        return pictures if lowered is None else min(pictures, lowered.allows(now))
 
     def _pause_and_resume(self, holders: set[Picture]) -> None:
         changed = [each for each in self._begun.values() if each.holds_slot != (each.picture in holders)]
@@ -134,8 +119,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._start(waiting.keys() & {each.picture for each in newcomers})
         free = Counter({size: self._cap(size, now) - self._busy[size] for size in {_size(each) for each in newcomers}})
         found_free_slots = False
-        rows = self._apart([each.picture for each in newcomers], self._model.begin)
-        for picture, row in rows:
+        for picture, row in self._apart([each.picture for each in newcomers], self._encode, Stage.TEXT_ENCODE):
             if isinstance(row, Exception):
                 self._fail(picture.task_id, row)
             elif picture.task_id in self._tasks:
@@ -150,6 +134,10 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._observe(StageFinished(Stage.TEXT_ENCODE, ended - now))
         return found_free_slots
 
+    def _encode(self, pictures: Sequence[Picture]) -> Sequence[R]:
+        self._works_on(pictures)
+        return self._model.begin(pictures)
+
     # Choose
 
     def _choose(self) -> list[Begun[R]]:
@@ -160,7 +148,8 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 batches.setdefault(each.size, []).append(each)
         self._turns = policy.entered(self._turns, batches)
         self._busy = Counter({size: len(batch) for size, batch in batches.items()})
-        return batches[policy.next_size(self._turns)] if batches else []
+        fresh = {each.size for batch in batches.values() for each in batch if each.free_since is not None}
+        return batches[policy.next_size(self._turns, fresh)] if batches else []
 
     # Denoise
 
@@ -171,7 +160,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             if each.free_since is not None:
                 self._observe(PictureAdmitted(now - each.free_since))
                 each.free_since = None
-        for each, error in self._apart(batch, self._step):
+        for each, error in self._apart(batch, self._step, Stage.DENOISE):
             if error is not None:
                 self._fail(each.picture.task_id, error)
             elif each.row.step == each.row.total_steps and self._begun.pop(each.picture, None) is not None:
@@ -181,6 +170,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     def _step(self, batch: Sequence[Begun[R]]) -> Sequence[Exception | None]:
         members = tuple((each.picture.task_id, each.row.step) for each in batch)
+        self._works_on(each.picture for each in batch)
         began = self._clock()
         errors = self._model.denoise([each.row for each in batch])
         seconds = self._clock() - began
@@ -196,8 +186,8 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         for each in batch:
             if each.picture.task_id in self._tasks:
                 self._tasks[each.picture.task_id].steps_done += 1
-        present = {each.picture.task_id for each in batch} & self._tasks.keys()
-        self._send(Stepped({task_id: self._tasks[task_id].steps_done for task_id in present}))
+        slots = Counter(each.picture.task_id for each in batch if each.picture.task_id in self._tasks)
+        self._send(Stepped(batch[0].size, {task_id: self._tasks[task_id].steps_done for task_id in slots}, slots))
 
     # Retire
 
@@ -210,12 +200,18 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         by_size: dict[Size, list[Begun[R]]] = {}
         for each in done:
             by_size.setdefault(each.size, []).append(each)
-        for batch in by_size.values():
-            self._decode(batch)
+        for size, batch in by_size.items():
+            at_most = self._at_most(len(batch), Stage.VAE_DECODE, size, self._clock())
+            for first in range(0, len(batch), at_most):
+                self._hand_out(batch[first : first + at_most])
 
-    def _decode(self, batch: Sequence[Begun[R]]) -> None:
+    def _decode(self, batch: Sequence[Begun[R]]) -> Sequence[Pixels]:
+        self._works_on(each.picture for each in batch)
+        return self._model.decode([each.row for each in batch])
+
+    def _hand_out(self, batch: Sequence[Begun[R]]) -> None:
         began = self._clock()
-        for each, pixels in self._apart(batch, lambda part: self._model.decode([begun.row for begun in part])):
+        for each, pixels in self._apart(batch, self._decode, Stage.VAE_DECODE):
             task_id = each.picture.task_id
             if isinstance(pixels, Exception):
                 self._fail(task_id, pixels)
@@ -233,7 +229,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     # What goes wrong
 
     def _apart(
-        self, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]]
+        self, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]], stage: Stage
     ) -> Iterator[tuple[T, U | Exception]]:
         """What `call` gives for each item, or why it fails for this one even alone: halves are tried apart."""
         middle = len(items) // 2
@@ -244,18 +240,19 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 yield items[0], error
                 return
             if is_out_of_memory(error):
-                self._out_of_memory(items, middle)
+                self._out_of_memory(stage, items[0].size, middle)
         else:
             yield from zip(items, results, strict=True)
             return
         for half in (items[:middle], items[middle:]):  # out here, the error no longer holds the failed call's tensors
-            yield from self._apart(half, call)
+            yield from self._apart(half, call, stage)
 
-    def _out_of_memory(self, items: Sequence[object], slots: int) -> None:
+    def _out_of_memory(self, stage: Stage, size: Size, pictures: int) -> None:
+        """Calls of this kind take fewer pictures for a while."""
+        now = self._clock()
+        self._lowered[stage, size] = lowered = policy.lowered(self._lowered.get((stage, size)), pictures, now)
         self._settled_until = 0.0
-        for size in {each.size for each in items if isinstance(each, Begun)}:
-            self._lowered[size] = Lowered(slots, self._clock())
-        self._observe(OutOfMemorySplit(slots))
+        self._observe(OutOfMemorySplit(stage, size, lowered.to))
 
     def _fail(self, task_id: str, error: Exception) -> None:
         task = self._tasks.get(task_id)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from observability.events import Batching, Event, Priority, Reason, Stage
-from service.core import ModelInfo, Params
+from service.core import ModelInfo, Params, Size
 from service.engine.profile import Profile
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
@@ -19,10 +19,10 @@ Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Generate `params` under `task_id`. Sent again for a waiting task, it raises the task's priority.
+    """Generate `params` under `task_id`.
 
-    `accepted_at` is a Unix time; it orders tasks of the same priority, also after a restart. A task that was
-    in a batch that took the engine down runs `alone`.
+    `accepted_at` is a Unix time; `waited` are seconds that the task has waited already. A task that was in a model
+    call that took the engine down runs `alone`.
     """
 
     task_id: str
@@ -30,6 +30,15 @@ class Submit:
     priority: Priority
     accepted_at: float
     alone: bool = False
+    waited: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """Somebody more urgent waits for the task too. An unknown task is passed over."""
+
+    task_id: str
+    priority: Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,7 @@ class Drain:
     """Finish what runs and start nothing more."""
 
 
-Command = Submit | Cancel | Drain
+Command = Submit | Raise | Cancel | Drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +86,22 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """One denoising step is done: for each task in the batch, steps done over all its pictures."""
+class Working:
+    """The model is called for these tasks now, and for no others: if the engine is lost, it was over one of them."""
 
+    task_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One denoising step is done by all pictures of `size` that hold slots.
+
+    For each task in the batch: steps done over all its pictures, and how many of them were in it.
+    """
+
+    size: Size
     steps_done: Mapping[str, int]
+    slots: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +125,7 @@ class TaskFailed:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The loop is alive; sent at least once a second while idle, and at every step."""
+    """The loop is alive; sent at least once a second while idle. Otherwise every step tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +147,7 @@ class Lost:
     exit_code: int | None
 
 
-Message = Ready | LoadFailed | Started | Stepped | Finished | TaskFailed | Beat | Happened | Drained | Lost
+Message = Ready | LoadFailed | Started | Working | Stepped | Finished | TaskFailed | Beat | Happened | Drained | Lost
 
 
 class Engine(Protocol):
@@ -154,6 +175,11 @@ class Picture:
     def seed(self) -> int:
         """The seed of this picture."""
         return self.params.seed + self.index
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.params.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class StableDiffusion:
         self._pipe = loaded.pipe
         self._unet = loaded.pipe.unet
         self._device = loaded.device
+        self._vae_dtype: torch.dtype = loaded.pipe.vae.dtype
 
     def encode(self, prompts: Sequence[str | None]) -> list[Embeddings]:
         """[1, tokens, features] a prompt; an absent one is empty."""
@@ -136,14 +137,14 @@ class StableDiffusionXL(StableDiffusion):
     def decode(self, latents: torch.Tensor, width: int, height: int) -> Images:
         """Pictures, with the pipeline's watermark if it has one."""
         pipe = self._pipe
-        needs_float32 = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
-        if needs_float32:
-            pipe.vae.to(torch.float32)
+        needs_float32 = self._vae_dtype == torch.float16 and pipe.vae.config.force_upcast
         try:
+            if needs_float32:
+                pipe.vae.to(torch.float32)
             image = pipe.vae.decode(self._unscaled(latents.to(pipe.vae.dtype)), return_dict=False)[0]
         finally:
             if needs_float32:
-                pipe.vae.to(torch.float16)
+                pipe.vae.to(self._vae_dtype)
         if pipe.watermark is not None:
             image = pipe.watermark.apply_watermark(image)
         pictures: Images = pipe.image_processor.postprocess(image, output_type="np")

@@ -18,9 +18,11 @@ from service.engine.contract import (
     Happened,
     Message,
     Picture,
+    Raise,
     Started,
     Submit,
     TaskFailed,
+    Working,
     is_out_of_memory,
 )
 from service.engine.task import Task, Waiting
@@ -49,6 +51,7 @@ class EngineLoop(ABC):
         self._waiting: list[Waiting] = []
         self._tasks: dict[str, Task] = {}
         self._draining = self._drained = False
+        self._working: frozenset[str] = frozenset()  # as last told
 
     def run(self) -> None:
         """Serve for ever."""
@@ -86,10 +89,10 @@ class EngineLoop(ABC):
         match command:
             case Submit() if self._draining:
                 log.debug("draining: %s stays queued", command.task_id)
-            case Submit() if command.task_id in self._tasks:
-                self._raise_priority(command.task_id, command.priority)
             case Submit():
                 self._enqueue(command)
+            case Raise():
+                self._raise_priority(command.task_id, command.priority)
             case Cancel():
                 self._cancel(command)
             case Drain():
@@ -105,6 +108,7 @@ class EngineLoop(ABC):
                 command.accepted_at,
                 now,
                 command.alone,
+                command.waited,
             )
             for index in range(command.params.num_images)
         )
@@ -138,6 +142,13 @@ class EngineLoop(ABC):
             self._tasks[task_id].has_started = True
         if fresh:
             self._send(Started(tuple(fresh)))
+
+    def _works_on(self, pictures: Iterable[Picture]) -> None:
+        """Tell for whom the model is called next, if that has changed."""
+        working = frozenset(each.task_id for each in pictures)
+        if working != self._working:
+            self._working = working
+            self._send(Working(working))
 
     def _finish(self, task_id: str) -> None:
         """All pictures of the task are there: hand them out."""

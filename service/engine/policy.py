@@ -1,10 +1,11 @@
 """The scheduling of continuous batching as pure functions: who holds a slot, and which size takes the next step.
 
-A picture that waits is passed only by pictures that arrived less than `(rank + 1) * PROMOTE_SECONDS` after it (rank 2
-is low priority), so nothing starves. Of `n` sizes that have rows, each takes a step at least once in `MAX_SKIPS + n`.
+In the order of service a picture is passed only by pictures that arrived less than `(rank + 1) * PROMOTE_SECONDS` after
+it (rank 2 is low priority), so nothing starves. Of `n` sizes that have rows, each takes a step at least once in
+`MAX_SKIPS + n`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from observability.events import Priority
@@ -15,13 +16,16 @@ PROMOTE_SECONDS = 60.0
 AGEING = 0.5  # seconds of work that a second of waiting makes up for
 PAUSE_GAP = 2  # ranks: only a high one takes the slot of a low one
 MAX_SKIPS = 8
-SHARES = {Priority.HIGH: 4.0, Priority.NORMAL: 2.0, Priority.LOW: 1.0}
+SHARES = {Priority.HIGH: 16.0, Priority.NORMAL: 4.0, Priority.LOW: 1.0}
 RAISE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An unfinished picture. `arrived_at` is monotonic; `work` is the seconds of denoising that its task has left."""
+    """An unfinished picture. `arrived_at` is monotonic; `work` is the seconds of denoising that its task has left.
+
+    A suspect of a crash runs `alone`, from when its task `has_started` until the task is done.
+    """
 
     picture: Picture
     priority: Priority
@@ -29,6 +33,7 @@ class Candidate:
     work: float
     holds_slot: bool = False
     alone: bool = False
+    has_started: bool = False
 
     def rank(self, now: float) -> int:
         """The priority's rank, one better for each `PROMOTE_SECONDS` since arrival; below zero in the end."""
@@ -66,14 +71,12 @@ def assign_slots(
 
 
 def _without_mates_of_suspects(ordered: Sequence[Candidate]) -> list[Candidate]:
-    """Suspects of a crash run alone: what runs finishes, then one suspect has the engine to itself."""
-    holders = [each for each in ordered if each.holds_slot]
-    waiting = [each for each in ordered if not each.holds_slot]
-    suspect = next((each for each in (*holders, *waiting[:1]) if each.alone), None)
+    """A suspect whose turn has come has the engine to itself until its task is done; all others pause."""
+    suspect = next((each for each in ordered if each.alone and each.has_started), None)
+    if suspect is None and ordered and ordered[0].alone:
+        suspect = ordered[0]
     if suspect is None:
         return [each for each in ordered if not each.alone]
-    if holders and not suspect.holds_slot:
-        return holders
     return [each for each in ordered if each.picture.task_id == suspect.picture.task_id]
 
 
@@ -84,7 +87,7 @@ def _fill(ordered: Sequence[Candidate], cap: int, now: float) -> list[Candidate]
         if each.holds_slot:
             continue
         if len(chosen) == cap:
-            last = max(chosen, key=lambda other: (other.rank(now), ordered.index(other)))
+            last = max(reversed(chosen), key=lambda other: other.rank(now))
             if last.rank(now) - each.rank(now) < PAUSE_GAP:
                 break
             chosen.remove(last)
@@ -100,12 +103,14 @@ class Turn:
     skipped: int = 0
 
 
-def next_size(turns: Mapping[Size, Turn]) -> Size:
-    """The size that takes the next step: the one passed over too often, else the one that has had the least."""
+def next_size(turns: Mapping[Size, Turn], fresh: Collection[Size] = ()) -> Size:
+    """The size that takes the next step: one passed over too often, else one with a picture that has made no step
+    yet (`fresh`), else the one that has had the least.
+    """
     overdue = {size: turn for size, turn in turns.items() if turn.skipped >= MAX_SKIPS}
     if overdue:
         return max(overdue, key=lambda size: overdue[size].skipped)
-    return min(turns, key=lambda size: turns[size].used)
+    return min(turns, key=lambda size: (size not in fresh, turns[size].used))
 
 
 def entered(turns: Mapping[Size, Turn], sizes: Iterable[Size]) -> dict[Size, Turn]:
@@ -132,3 +137,8 @@ class Lowered:
     def allows(self, now: float) -> int:
         """Slots that may be tried at `now`."""
         return self.to << min(30, int((now - self.at) / RAISE_SECONDS))
+
+
+def lowered(before: Lowered | None, to: int, now: float) -> Lowered:
+    """The cap after memory ran out with more than `to` at a time; never above what it was `before`."""
+    return Lowered(to if before is None else min(to, before.allows(now)), now)

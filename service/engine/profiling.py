@@ -6,50 +6,95 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from service.core import ImageFormat, ModelInfo, Params, Size
 from service.engine.contract import BatchModel, Picture, R, StepModel, is_out_of_memory
 from service.engine.profile import Curve, Point, Profile
+from service.errors import StartupError
 from service.settings import EngineSettings
 
 log = logging.getLogger("safelight.engine")
 
-WARM_STEPS = 1
 TIMED_STEPS = 3
+DRIFT = 1.5
+FORMAT = 1  # of the file; another number makes older ones void
 ADAPTER = TypeAdapter(Profile)
 
 
-def profile_by_step(model: StepModel[R], settings: EngineSettings, machine: str) -> Profile:
-    """Warm `model`; its profile on `machine` (a description of what its speed depends on), measured or from disk.
+def profile_by_step(
+    model: StepModel[R],
+    settings: EngineSettings,
+    machine: str,
+    clock: Callable[[], float] = time.monotonic,
+) -> Profile:
+    """Warm `model`; its profile on `machine` (a description of what its speed depends on), from disk if it still holds.
 
-    A profile that cannot be read is measured anew, and one that cannot be kept is used all the same.
+    Otherwise it is measured, and kept if that can be done. Raises `StartupError` for sizes the model does not take.
     """
-    _make(model, _pictures(model.info, default_size(model.info), 1))
+    sizes = settings.sizes_to_profile or [default_size(model.info)]
+    for size in sizes:
+        _check(size, model.info)
+    _make(model, _pictures(model.info, default_size(model.info), 1), clock)
     file = settings.data_dir / f"profile-{_digest(model.info, settings, machine)}.json"
+    profile = _read(file)
+    if profile is None or not _still_holds(profile, model, settings.max_batch, clock):
+        profile = measure(model, sizes, settings.max_batch, clock)
+        _keep(file, profile)
+    return replace(profile, max_batch=settings.max_batch, slots=settings.slots_by_size)
+
+
+def _check(size: Size, info: ModelInfo) -> None:
+    for side in size:
+        if not info.min_size <= side <= info.max_size or side % info.size_multiple:
+            raise StartupError(
+                f"SAFELIGHT_PROFILE_SIZES: sides must be multiples of {info.size_multiple} from {info.min_size} to "
+                f"{info.max_size}, got {size[0]}x{size[1]}"
+            )
+
+
+def _read(file: Path) -> Profile | None:
+    """The kept profile; None when there is none that can be used."""
     try:
         profile = ADAPTER.validate_json(file.read_bytes())
     except (OSError, ValidationError):
-        profile = measure(model, settings.sizes_to_profile or [default_size(model.info)], settings.max_batch)
-        try:
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(ADAPTER.dump_json(profile, indent=2, exclude={"max_batch", "slots"}))
-        except OSError:
-            log.warning("the profile cannot be kept in %s", file, exc_info=True)
-    return replace(profile, max_batch=settings.max_batch, slots=settings.slots_by_size)
+        return None
+    points = [curve.points for curve in profile.curves]
+    is_sound = (
+        points and all(points) and all(point.pictures > 0 and point.seconds > 0 for each in points for point in each)
+    )
+    return profile if is_sound else None
+
+
+def _keep(file: Path, profile: Profile) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(ADAPTER.dump_json(profile, indent=2, exclude={"max_batch", "slots"}))
+    except OSError:
+        log.warning("the profile cannot be kept in %s", file, exc_info=True)
+
+
+def _still_holds(profile: Profile, model: StepModel[R], max_batch: int, clock: Callable[[], float]) -> bool:
+    """Whether a step takes about as long as the profile says, which may have been measured beside other work."""
+    curve = profile.curves[0]
+    batch = replace(profile, max_batch=max_batch).cap(curve.size)
+    ratio = _step_seconds(model, curve.size, batch, clock) / curve.seconds(batch)
+    return 1 / DRIFT < ratio < DRIFT
 
 
 def profile_by_batch(model: BatchModel, slots: int) -> Profile:
     """A rough profile of a model that makes whole batches: from one picture, and as if batching gained nothing."""
     size = default_size(model.info)
-    warm_up = _pictures(model.info, size, 1)
+    picture = _pictures(model.info, size, 1)
+    model.generate(picture, lambda seconds: None)
     steps: list[float] = []
     began = time.monotonic()
-    model.generate(warm_up, steps.append)
+    model.generate(picture, steps.append)
     extra = time.monotonic() - began - sum(steps)
-    points = tuple(Point(n, n * steps[-1]) for n in sorted({1, slots}))
-    return Profile((Curve(size, points),), extra, model.info.rows(warm_up[0].params), slots, {size: slots})
+    points = tuple(Point(n, n * min(steps)) for n in sorted({1, slots}))
+    return Profile((Curve(size, points),), extra, model.info.rows(picture[0].params), slots, {size: slots})
 
 
 def default_size(info: ModelInfo) -> Size:
@@ -59,8 +104,8 @@ def default_size(info: ModelInfo) -> Size:
 
 def _digest(info: ModelInfo, settings: EngineSettings, machine: str) -> str:
     """A hash of all that the profile depends on."""
-    tuning = settings.model_dump(mode="json", exclude={"data_dir", "batching", "batch_window_ms", "slots"})
-    return hashlib.sha256(f"{info}\0{tuning}\0{machine}".encode()).hexdigest()[:16]
+    tuning = settings.model_dump(mode="json", exclude={"data_dir", "batching", "batch_window_ms", "slots", "faults"})
+    return hashlib.sha256(f"{FORMAT}\0{info}\0{tuning}\0{machine}".encode()).hexdigest()[:16]
 
 
 def measure(
@@ -77,13 +122,13 @@ def _curve(model: StepModel[R], size: Size, max_batch: int, clock: Callable[[], 
     points: list[Point] = []
     for batch in batches(max_batch):
         try:
-            rows = model.begin(_pictures(model.info, size, batch))
-            seconds = [_step_seconds(model, rows, clock) for _ in range(WARM_STEPS + TIMED_STEPS)][WARM_STEPS:]
+            seconds = _step_seconds(model, size, batch, clock)
         except Exception as error:
             if not (points and is_out_of_memory(error)):
                 raise
             return Curve(size, tuple(points), is_whole=False)
-        points.append(Point(batch, min(seconds), model.peak_bytes()))
+        least = points[-1].seconds if points else 0.0  # a larger batch is never faster, whatever disturbed the clock
+        points.append(Point(batch, max(seconds, least), model.peak_bytes()))
     return Curve(size, tuple(points))
 
 
@@ -93,10 +138,16 @@ def batches(most: int) -> Iterator[int]:
     yield most
 
 
-def _step_seconds(model: StepModel[R], rows: Sequence[R], clock: Callable[[], float]) -> float:
-    began = clock()
+def _step_seconds(model: StepModel[R], size: Size, batch: int, clock: Callable[[], float]) -> float:
+    """The least time of a few steps of `batch` pictures, after a warm one."""
+    rows = model.begin(_pictures(model.info, size, batch))
     _step(model, rows)
-    return clock() - began
+    seconds = []
+    for _ in range(TIMED_STEPS):
+        began = clock()
+        _step(model, rows)
+        seconds.append(clock() - began)
+    return min(seconds)
 
 
 def _step(model: StepModel[R], rows: Sequence[R]) -> None:
@@ -105,7 +156,7 @@ def _step(model: StepModel[R], rows: Sequence[R]) -> None:
             raise error
 
 
-def _make(model: StepModel[R], pictures: Sequence[Picture], clock: Callable[[], float] = time.monotonic) -> float:
+def _make(model: StepModel[R], pictures: Sequence[Picture], clock: Callable[[], float]) -> float:
     """Make the pictures; return the seconds that all but the steps took."""
     began = clock()
     rows = model.begin(pictures)
@@ -121,7 +172,7 @@ def _pictures(info: ModelInfo, size: Size, count: int, prompt: str = "warm-up") 
     params = Params(
         prompt=prompt,
         negative_prompt="",
-        num_inference_steps=WARM_STEPS + TIMED_STEPS,
+        num_inference_steps=1 + TIMED_STEPS,
         guidance_scale=max(info.default_guidance_scale, 2.0),
         width=size[0],
         height=size[1],

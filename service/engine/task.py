@@ -2,21 +2,53 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, Protocol
 
 from observability.events import Priority, Stage
-from service.core import Params
-from service.engine.contract import Picture, Pixels
+from service.core import Params, Size
+from service.engine.contract import Picture, Pixels, R
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A picture in the queue. `accepted_at` is a Unix time, `arrived_at` the monotonic one of reaching the engine."""
+    """A picture in the queue. `accepted_at` is a Unix time, `arrived_at` the monotonic one of reaching the engine;
+    `waited` are the seconds that it had waited until then.
+    """
 
     picture: Picture
     priority: Priority
     accepted_at: float
     arrived_at: float
     alone: bool = False
+    waited: float = 0.0
+
+
+@dataclass(slots=True)
+class Begun(Generic[R]):
+    """A picture with a row. `free_since` (monotonic) is when a slot was there for it, until its first step."""
+
+    waiting: Waiting
+    row: R
+    free_since: float | None
+    holds_slot: bool = True
+
+    @property
+    def picture(self) -> Picture:
+        """What it will be."""
+        return self.waiting.picture
+
+    @property
+    def size(self) -> Size:
+        """Only pictures of the same size share a step."""
+        return self.picture.size
+
+
+class Sized(Protocol):
+    """What a picture and its row have in common here."""
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
 
 
 @dataclass(slots=True)

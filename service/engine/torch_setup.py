@@ -4,6 +4,7 @@ import os
 import platform
 import threading
 
+import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 from tqdm.auto import tqdm
@@ -70,4 +71,4 @@ def describe_machine(device: torch.device) -> str:
     threads = torch.get_num_threads()
     host = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {threads} threads"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name} on {host}, torch {torch.__version__}"
+    return f"{name} on {host}, torch {torch.__version__}, diffusers {diffusers.__version__}"

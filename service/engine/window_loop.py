@@ -1,10 +1,11 @@
 """The loop of `window` and `sequential` mode: choose a batch, run it to its end, hand out the pictures."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
-from observability.events import BatchStepped, OutOfMemorySplit, Reason, StageFinished, StepsWasted
+from observability.events import BatchStepped, OutOfMemorySplit, Reason, Stage, StageFinished, StepsWasted
 from service.engine.contract import (
     Aborted,
     Batch,
@@ -57,6 +58,7 @@ class WindowLoop(EngineLoop):
         if not pictures:
             return
         self._left.clear()
+        self._works_on(pictures)
         try:
             batch = self._model.generate(pictures, self._boundary(pictures))
         except Aborted:
@@ -87,7 +89,8 @@ class WindowLoop(EngineLoop):
             rows = sum(self._model.info.rows(each.params) for each in pictures)
             members = tuple((each.task_id, step) for each in pictures)
             self._observe(BatchStepped(members, rows, pictures[0].params.size, seconds))
-            self._send(Stepped({each.task_id: self._tasks[each.task_id].steps_done for each in present}))
+            done = {each.task_id: self._tasks[each.task_id].steps_done for each in present}
+            self._send(Stepped(pictures[0].params.size, done, Counter(each.task_id for each in present)))
             step += 1
             self._receive(timeout=0.0)
             if not any(each.task_id in self._tasks for each in pictures):
@@ -98,7 +101,7 @@ class WindowLoop(EngineLoop):
     def _run_apart(self, pictures: Sequence[Picture], reason: Reason) -> None:
         middle = len(pictures) // 2
         if reason is Reason.OUT_OF_MEMORY:
-            self._observe(OutOfMemorySplit(middle))
+            self._observe(OutOfMemorySplit(Stage.DENOISE, pictures[0].params.size, middle))
         self._run(pictures[:middle])
         self._run(pictures[middle:])
 

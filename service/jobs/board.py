@@ -23,7 +23,7 @@ from observability.events import (
 )
 from observability.observer import Observer
 from service.core import Job, JobState
-from service.engine.contract import Cancel, Command, Finished, Submit
+from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
 from service.errors import Unavailable
 from service.jobs import table
 from service.jobs.background import Background
@@ -63,6 +63,7 @@ class Board:
         self._flights = Flights()
         self._background = Background()
         self._stopping = asyncio.Event()
+        self._working: frozenset[str] = frozenset()
         self.outlook = Outlook(estimator, self._flights, clock)
 
     # Entering
@@ -81,9 +82,11 @@ class Board:
         live.timer = asyncio.get_running_loop().call_later(seconds_left, self._expire, live)
         if flight.has_started:
             self._mark_processing(live)
-        elif not joined or job.priority.rank < flight.priority.rank:
-            flight.priority = min(flight.priority, job.priority, key=lambda priority: priority.rank)
+        if not joined:
             self._submit(flight)
+        elif job.priority.rank < flight.priority.rank:
+            flight.priority = job.priority
+            self._send(Raise(flight.id, flight.priority))
         self._queue_changed()
         live.predicted = self.outlook.of(flight)[1]
         return joined
@@ -95,7 +98,9 @@ class Board:
                 self._submit(flight)
 
     def _submit(self, flight: Flight) -> None:
-        self._send(Submit(flight.id, flight.params, flight.priority, flight.accepted_at, alone=flight.crashes > 0))
+        waited = self._clock() - flight.entered_at
+        alone = flight.crashes > 0
+        self._send(Submit(flight.id, flight.params, flight.priority, flight.accepted_at, alone, waited))
 
     # What the engine says; a task that nobody waits for any more is passed over
 
@@ -107,11 +112,16 @@ class Board:
                 self._mark_processing(live)
         self._queue_changed()
 
-    def stepped(self, steps_done: Mapping[str, int]) -> None:
-        """A denoising step was made for these tasks."""
+    def working(self, task_ids: frozenset[str]) -> None:
+        """The model is called for these tasks from now on."""
+        self._working = task_ids
+
+    def stepped(self, message: Stepped) -> None:
+        """A denoising step was made by the pictures of one size that hold slots."""
         self.outlook.changed()
-        for flight in self._flights.known(steps_done):
-            flight.steps_done = steps_done[flight.id]
+        self._flights.hold(message.size, message.slots)
+        for flight in self._flights.known(message.steps_done):
+            flight.steps_done = message.steps_done[flight.id]
             for live in flight.members.values():
                 self._publish(live)
 
@@ -128,12 +138,15 @@ class Board:
             self._fail(flight, reason, detail)
 
     def engine_lost(self) -> None:
-        """The engine died: tasks that were in its batch run once more, each alone; then they fail."""
+        """The engine died: what had started runs anew. Those for whom the model was called run alone, and fail the
+        second time.
+        """
+        working, self._working = self._working, frozenset()
         for flight in [each for each in self._flights if each.has_started]:
-            flight.crashes += 1
+            flight.crashes += flight.id in working
             if flight.steps_done:
                 self._observer.observe(StepsWasted(Reason.ENGINE_CRASHED, flight.steps_done))
-            flight.has_started, flight.steps_done = False, 0
+            flight.has_started, flight.steps_done, flight.slots = False, 0, 0
             if flight.crashes >= MAX_CRASHES:
                 self._flights.remove(flight)
                 self._fail(flight, Reason.ENGINE_CRASHED, "the engine ended twice while it ran this job")

@@ -1,12 +1,12 @@
 """What the service remembers of unfinished jobs: each job, and the computation it shares with identical ones."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from observability.events import Priority, QueueChanged
-from service.core import Job, Params
+from service.core import Job, Params, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class Flight:
     members: dict[str, LiveJob] = field(default_factory=dict)
     has_started: bool = False
     steps_done: int = 0
+    slots: int = 0  # pictures that made the last step of their size
     crashes: int = 0
 
     @property
@@ -114,6 +115,12 @@ class Flights:
         self.leave_engine(flight)
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
+
+    def hold(self, size: Size, slots: Mapping[str, int]) -> None:
+        """These computations have so many pictures in the batch of their size; the others of that size have none."""
+        for flight in self:
+            if flight.params.size == size:
+                flight.slots = slots.get(flight.id, 0)
 
     def waiting_jobs(self) -> list[LiveJob]:
         """Jobs whose computation has not started."""

@@ -22,6 +22,7 @@ from service.engine.contract import (
     Started,
     Stepped,
     TaskFailed,
+    Working,
 )
 from service.jobs.board import Board
 from service.jobs.estimate import Estimator
@@ -91,7 +92,9 @@ class Runner:
             case Happened():
                 self._happened(message.event)
             case Stepped():
-                self._board.stepped(message.steps_done)
+                self._board.stepped(message)
+            case Working():
+                self._board.working(message.task_ids)
             case Started():
                 self._board.started(message.task_ids)
             case Finished():

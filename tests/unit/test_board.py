@@ -10,7 +10,7 @@ import pytest
 
 from observability.events import Priority, Reason, RequestFinished
 from service.core import Job, JobState
-from service.engine.contract import Cancel, Command, Finished, Submit
+from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
 from service.errors import Unavailable
 from service.jobs import table
 from service.jobs.board import Board
@@ -142,21 +142,34 @@ async def test_a_request_that_joins_while_pictures_are_stored_gets_them(scene: S
 
 
 async def test_a_task_in_two_crashes_fails_and_the_others_run_again(scene: Scene) -> None:
-    """After the first crash it is pending again and runs alone; after the second it has failed."""
-    scene.enter("culprit")
-    scene.enter("bystander")
-    scene.board.started(["culprit"])
+    """Only those count for whom the model was called: after the first crash they run alone, then they fail."""
+    for name in ("culprit", "paused", "bystander"):
+        scene.enter(name)
+    scene.board.started(["culprit", "paused"])
+    scene.board.working(frozenset({"culprit"}))
     scene.board.engine_lost()
     assert scene.board.live("culprit").job.state is JobState.PENDING  # type: ignore[union-attr]
     scene.sent.clear()
     scene.board.resubmit()
     alone = {command.task_id: command.alone for command in scene.sent if isinstance(command, Submit)}
-    assert alone == {"culprit": True, "bystander": False}
+    assert alone == {"culprit": True, "paused": False, "bystander": False}
     scene.board.started(["culprit"])
+    scene.board.working(frozenset({"culprit"}))
     scene.board.engine_lost()
     await scene.board.settle(60)
     assert scene.record("culprit").reason is Reason.ENGINE_CRASHED
     assert scene.board.live("bystander") is not None
+    assert scene.board.live("paused") is not None
+
+
+async def test_a_more_urgent_request_that_joins_raises_the_computation(scene: Scene) -> None:
+    """Also one that has started; a less urgent one changes nothing."""
+    scene.enter("low", cache_key="same", priority=Priority.LOW)
+    scene.board.started(["low"])
+    scene.sent.clear()
+    for name, priority in (("normal", Priority.NORMAL), ("high", Priority.HIGH), ("late", Priority.NORMAL)):
+        scene.enter(name, cache_key="same", priority=priority)
+    assert scene.sent == [Raise("low", Priority.NORMAL), Raise("low", Priority.HIGH)]
 
 
 async def test_a_job_whose_time_is_over_at_entry_expires(scene: Scene) -> None:
@@ -208,7 +221,7 @@ async def test_what_the_engine_says_of_a_job_that_has_gone_is_passed_over(scene:
     assert live is not None
     await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
     scene.board.started(["a"])
-    scene.board.stepped({"a": 3})
+    scene.board.stepped(Stepped((64, 64), {"a": 3}, {"a": 1}))
     scene.board.failed("a", Reason.MODEL_ERROR, "late")
     scene.finish("a")
     await scene.board.settle(60)

@@ -26,10 +26,12 @@ from service.engine.contract import (
     Drained,
     Finished,
     Picture,
+    Raise,
     Started,
     Stepped,
     Submit,
     TaskFailed,
+    Working,
 )
 from service.engine.fake import FakeRow, colour
 from tests.support import build
@@ -170,14 +172,14 @@ def test_high_priority_pauses_a_low_one_which_goes_on_later() -> None:
     assert (len(bench.of(PicturesPaused)), len(bench.of(PicturesResumed))) == (1, 1)
 
 
-def test_submitting_a_task_again_raises_its_priority() -> None:
-    """Also that of one that runs, so that it is not paused any more."""
+def test_a_running_task_can_be_raised() -> None:
+    """It is not paused any more; one that is not known is passed over."""
     bench = Bench(slots=1)
     bench.put(build.submit("low", priority=Priority.LOW, num_inference_steps=4))
 
     def arrive(step: int) -> None:
         if step == 1:
-            bench.put(Submit("low", build.params(), Priority.HIGH, 0.0))
+            bench.put(Raise("low", Priority.HIGH), Raise("nobody", Priority.HIGH))
             bench.put(build.submit("high", priority=Priority.HIGH))
 
     bench.after_step = arrive
@@ -195,7 +197,7 @@ def test_out_of_memory_splits_the_group_and_loses_nothing() -> None:
     assert len(bench.of(Finished)) == 4
     steps = [step for batch in bench.batches for step in batch]
     assert len(steps) == len(set(steps)) == 20
-    assert bench.of(OutOfMemorySplit) == [OutOfMemorySplit(slots=2)]
+    assert bench.of(OutOfMemorySplit) == [OutOfMemorySplit(Stage.DENOISE, (64, 64), 2)]
     assert bench.of(StepsWasted) == []
     bench.now += 60
     bench.put(*(build.submit(name) for name in "efgh"))
@@ -239,6 +241,56 @@ def test_a_row_that_raises_in_a_step_of_many_fails_alone() -> None:
     assert [each.task_id for each in bench.of(Finished)] == ["a"]
     assert bench.of(StepsWasted) == [StepsWasted(Reason.MODEL_ERROR, 1)]
     assert len(bench.batches) == 4
+
+
+def test_memory_that_runs_out_in_the_decoder_leaves_the_slots_alone() -> None:
+    """From then on fewer pictures are decoded at a time, as few as fitted."""
+    bench = Bench()
+    decode = bench.decode
+
+    def narrow(rows: Sequence[FakeRow]) -> list[np.ndarray]:
+        if len(rows) > 2:
+            raise MemoryError
+        return decode(rows)
+
+    bench.decode = narrow  # type: ignore[method-assign]
+    for names in ("abcdefgh", "ijklmnop"):
+        bench.put(*(build.submit(name) for name in names))
+        bench.run()
+    assert {len(batch) for batch in bench.batches} == {8}
+    assert [len(batch) for batch in bench.decoded] == [2] * 8
+    splits = bench.of(OutOfMemorySplit)
+    assert [(each.stage, each.pictures) for each in splits] == [(Stage.VAE_DECODE, n) for n in (4, 2, 2)]
+    assert len(bench.of(Finished)) == 16
+
+
+def test_the_engine_tells_for_whom_it_calls_the_model() -> None:
+    """Whenever that changes, before the call, so that a crash is not laid on those who only wait or pause."""
+    bench = Bench(slots=1)
+    bench.put(build.submit("low", priority=Priority.LOW, num_inference_steps=3))
+    bench.after_step = lambda step: bench.put(build.submit("h", priority=Priority.HIGH)) if step == 1 else None
+    bench.run()
+    assert [set(each.task_ids) for each in bench.of(Working)] == [{"low"}, {"h"}, {"low"}]
+
+
+def test_a_suspect_of_a_crash_has_the_engine_to_itself_until_it_is_done() -> None:
+    """With all its pictures, whatever arrives meanwhile; those that ran go on after it."""
+    bench = Bench(slots=2)
+    bench.put(build.submit("runs", 1.0, num_inference_steps=9))
+
+    def arrive(step: int) -> None:
+        if step == 1:
+            params = build.params(num_images=3, num_inference_steps=2)
+            bench.put(Submit("suspect", params, Priority.NORMAL, 2.0, alone=True))
+        if step == 2:
+            bench.put(build.submit("high", priority=Priority.HIGH), build.submit("wide", width=128))
+
+    bench.after_step = arrive
+    bench.run()
+    turns = [{name for name, _ in batch} for batch in bench.batches]
+    assert turns[:5] == [{"runs"}, *[{"suspect"}] * 4]
+    assert all("suspect" not in names for names in turns[5:])
+    assert len(bench.of(Finished)) == 4
 
 
 @pytest.mark.parametrize("stage", ["begin", "decode"])
@@ -309,7 +361,7 @@ class Life(RuleBasedStateMachine):
         """A task that has not ended becomes urgent."""
         alive = sorted(self.accepted.keys() - self.ended - self.cancelled)
         if alive:
-            self.bench.put(Submit(data.draw(st.sampled_from(alive)), build.params(), Priority.HIGH, 0.0))
+            self.bench.put(Raise(data.draw(st.sampled_from(alive)), Priority.HIGH))
 
     @rule(seconds=st.sampled_from([0.0, 30.0, 61.0]))
     def wait(self, seconds: float) -> None:

@@ -94,7 +94,7 @@ def test_every_kind_of_event_can_be_taken(metrics: Metrics) -> None:
         events.RequestStarted(Priority.LOW, 0.1),
         events.StageFinished(Stage.STORE, 0.1),
         events.StepsWasted(Reason.DISCONNECTED, 4),
-        events.OutOfMemorySplit(slots=2),
+        events.OutOfMemorySplit(Stage.DENOISE, (64, 64), 2),
         events.CacheLookedUp(events.Cache.RESPONSE, events.CacheResult.HIT),
         events.EngineReady(events.Batching.CONTINUOUS, 8, 1.0, 0.5),
         events.EngineLost(),

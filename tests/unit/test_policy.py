@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,14 +86,14 @@ def test_a_lowered_cap_takes_slots_away() -> None:
     assert names(holders, cap=2, now=3.0) == ["a", "b"]
 
 
-def test_a_suspect_waits_until_it_is_alone() -> None:
-    """What runs finishes and nothing else starts; then only the suspect runs, with all its pictures."""
+def test_a_suspect_runs_alone() -> None:
+    """When its turn has come, all others pause until its task is done; before that it waits."""
     suspect = [candidate("suspect", at=0.0, alone=True, index=index) for index in range(2)]
-    running, later = candidate("running", holds=True), candidate("later", at=9.0)
-    assert names([running, *suspect, later], now=9.0) == ["running"]
-    assert names([*suspect, later], now=9.0) == ["suspect", "suspect"]
-    assert names([candidate("suspect", alone=True, holds=True), later], now=9.0) == ["suspect"]
-    assert names([candidate("first", at=-9.0), *suspect], now=0.0) == ["first"]
+    running, later = candidate("running", at=5.0, holds=True), candidate("later", at=9.0)
+    assert names([running, *suspect, later], now=9.0) == ["suspect", "suspect"]
+    assert names([candidate("first", at=-9.0, holds=True), *suspect, later], now=9.0) == ["first", "later"]
+    begun = [replace(each, has_started=True) for each in suspect]
+    assert names([candidate("first", at=-9.0), *begun], now=9.0) == ["suspect", "suspect"]
 
 
 # Whatever waits and runs
@@ -160,6 +161,7 @@ def test_priorities_are_respected(a: Priority, b: Priority, at: float, age: floa
     st.lists(
         st.tuples(
             st.sets(st.sampled_from(SIZES), min_size=1),
+            st.sets(st.sampled_from(SIZES)),
             st.floats(0.001, 10),
             st.lists(priorities, min_size=1, max_size=8),
         ),
@@ -167,18 +169,26 @@ def test_priorities_are_respected(a: Priority, b: Priority, at: float, age: floa
         max_size=80,
     )
 )
-def test_no_size_starves(turns: list[tuple[set[Size], float, list[Priority]]]) -> None:
+def test_no_size_starves(turns: list[tuple[set[Size], set[Size], float, list[Priority]]]) -> None:
     """However unequal the shares: a size that has rows is passed over at most `MAX_SKIPS + n - 1` times in a row."""
     state: dict[Size, Turn] = {}
     skipped: Counter[Size] = Counter()
-    for sizes, seconds, holders in turns:
+    for sizes, fresh, seconds, holders in turns:
         state = policy.entered(state, sizes)
-        chosen = policy.next_size(state)
+        chosen = policy.next_size(state, fresh)
         assert chosen in sizes
         state = policy.charged(state, chosen, seconds, holders)
         for size in SIZES:
             skipped[size] = skipped[size] + 1 if size in sizes and size != chosen else 0
         assert max(skipped.values()) <= MAX_SKIPS + len(SIZES) - 1
+
+
+def test_a_size_with_a_newcomer_goes_next() -> None:
+    """Unless another was passed over too often."""
+    state = {SIZES[0]: Turn(used=1.0), SIZES[1]: Turn(used=5.0), SIZES[2]: Turn(used=9.0)}
+    assert policy.next_size(state) == SIZES[0]
+    assert policy.next_size(state, fresh={SIZES[2]}) == SIZES[2]
+    assert policy.next_size(state | {SIZES[1]: Turn(used=5.0, skipped=MAX_SKIPS)}, fresh={SIZES[2]}) == SIZES[1]
 
 
 def test_time_is_shared_by_rows_and_priority() -> None:
@@ -205,3 +215,5 @@ def test_a_lowered_cap_recovers() -> None:
     lowered = Lowered(to=2, at=100.0)
     assert [lowered.allows(now) for now in (100.0, 159.0, 160.0, 220.0)] == [2, 2, 4, 8]
     assert lowered.allows(1e9) > 1000
+    assert policy.lowered(None, 4, 0.0) == Lowered(4, 0.0)
+    assert policy.lowered(Lowered(1, 0.0), 2, 1.0) == Lowered(1, 1.0), "a later half that fits more does not raise it"

@@ -1,5 +1,6 @@
 """The start-up profile: what a step costs at which batch, and how many slots that is worth."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from service.engine.fake import FakeModel, FakeRow
 from service.engine.profile import Curve, Point, Profile
 from service.engine.profiling import batches, measure, profile_by_batch, profile_by_step
+from service.errors import StartupError
 from service.settings import EngineSettings
 
 KNEE_AT_FOUR = {1: 0.050, 2: 0.055, 4: 0.075, 8: 0.150}
@@ -62,18 +64,19 @@ def test_what_did_not_fit_is_not_given_slots() -> None:
 
 
 class Clocked(FakeModel):
-    """A fake model whose steps cost what `KNEE_AT_FOUR` says, without waiting; `fits` pictures fit into memory."""
+    """A fake model whose steps cost `seconds` by batch, without waiting; `fits` pictures fit into memory."""
 
-    def __init__(self, fits: int = 99) -> None:
+    def __init__(self, fits: int = 99, seconds: dict[int, float] = KNEE_AT_FOUR) -> None:
         super().__init__(EngineSettings(model="fake:"))
         self.now = 0.0
         self.fits = fits
+        self.seconds = seconds
 
     def denoise(self, rows: Sequence[FakeRow]) -> list[Exception | None]:
         """One step."""
         if len(rows) > self.fits:
             raise MemoryError
-        self.now += KNEE_AT_FOUR.get(len(rows), 1.0)
+        self.now += self.seconds[len(rows)]
         return super().denoise(rows)
 
     def peak_bytes(self) -> int:
@@ -98,24 +101,61 @@ def test_measuring_stops_where_memory_ends() -> None:
     assert not curve.is_whole
 
 
+def test_a_larger_batch_is_never_faster() -> None:
+    """A disturbed measurement of a small batch does not make steps of many pictures free."""
+    model = Clocked(seconds={1: 0.05, 2: 0.9, 4: 0.075, 8: 0.05})
+    (curve,) = measure(model, [(64, 64)], 8, clock=lambda: model.now).curves
+    assert [point.seconds for point in curve.points] == [pytest.approx(each) for each in (0.05, 0.9, 0.9, 0.9)]
+
+
+def start(settings: EngineSettings, model: Clocked | None = None, machine: str = "this machine") -> Profile:
+    """The profile at a start of the engine."""
+    model = model or Clocked()
+    return profile_by_step(model, settings, machine, clock=lambda: model.now)
+
+
 def test_a_profile_is_kept_and_read_again(tmp_path: Path) -> None:
-    """Until what it depends on changes; one that cannot be read is measured anew."""
+    """Until what it depends on changes; one that cannot be used is measured anew."""
     settings = EngineSettings(model="fake:", data_dir=tmp_path, slots="64x64=3")
-    first = profile_by_step(FakeModel(settings), settings, "this machine")
-    (file,) = tmp_path.glob("profile-*.json")
-    assert profile_by_step(FakeModel(settings), settings, "this machine") == first
+    first = start(settings)
     assert first.slots == {(64, 64): 3}
-    file.write_text("{")
-    assert profile_by_step(FakeModel(settings), settings, "this machine").curves != first.curves
-    profile_by_step(FakeModel(settings), settings, "another machine")
+    (file,) = tmp_path.glob("profile-*.json")
+    kept = file.read_text()
+    file.write_text(kept.replace('"extra_seconds": 0.0', '"extra_seconds": 7.0'))
+    assert start(settings).extra_seconds == 7.0
+    for broken in (
+        "{",
+        '{"curves": [], "extra_seconds": 0, "rows_per_guided": 2}',
+        re.sub(r'"seconds": [^,]+', '"seconds": 0', kept),
+    ):
+        file.write_text(broken)
+        assert start(settings) == first
+        assert file.read_text() == kept
+    start(settings, machine="another machine")
     assert len(list(tmp_path.glob("profile-*.json"))) == 2
+
+
+def test_a_profile_that_does_not_hold_any_more_is_measured_anew(tmp_path: Path) -> None:
+    """As one that was measured beside other work: steps are checked at every start."""
+    settings = EngineSettings(model="fake:", data_dir=tmp_path)
+    slow = start(settings, Clocked(seconds={n: 3 * seconds for n, seconds in KNEE_AT_FOUR.items()}))
+    quick = start(settings)
+    assert slow.step_seconds((64, 64), 2) == pytest.approx(0.150)
+    assert quick.step_seconds((64, 64), 2) == pytest.approx(0.050)
+
+
+def test_only_sizes_that_the_model_takes_can_be_profiled(tmp_path: Path) -> None:
+    """Others stop the start and name the variable."""
+    for size in ("100x101", "512x512"):
+        with pytest.raises(StartupError, match="SAFELIGHT_PROFILE_SIZES"):
+            start(EngineSettings(model="fake:", data_dir=tmp_path, profile_sizes=size))
 
 
 def test_a_folder_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
     """The profile is measured at every start."""
     (tmp_path / "file").touch()
     settings = EngineSettings(model="fake:", data_dir=tmp_path / "file" / "data")
-    assert profile_by_step(FakeModel(settings), settings, "this machine").cap((64, 64)) >= 1
+    assert start(settings).cap((64, 64)) == 4
 
 
 def test_a_model_that_makes_whole_batches_has_a_rough_profile() -> None:

@@ -62,7 +62,16 @@ def test_slots_and_sizes_are_read_from_short_lists() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("slots", "8"), ("slots", "64x64=0"), ("slots", "64x64=2,"), ("profile_sizes", "64"), ("profile_sizes", "0x64")],
+    [
+        ("slots", "8"),
+        ("slots", "64x64=0"),
+        ("slots", "64x64=2,"),
+        ("profile_sizes", "64"),
+        ("profile_sizes", "0x64"),
+        ("faults", "oom_above=x"),
+        ("faults", "oom_abov=2"),
+        ("faults", "on"),
+    ],
 )
 def test_a_list_that_cannot_be_read_names_its_variable(name: str, value: str) -> None:
     """With an example of what would do."""

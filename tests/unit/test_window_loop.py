@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from observability.events import BatchStepped, OutOfMemorySplit, Priority, Reason, StageFinished, StepsWasted
+from observability.events import BatchStepped, OutOfMemorySplit, Priority, Reason, Stage, StageFinished, StepsWasted
 from service.engine.contract import (
     Batch,
     Cancel,
@@ -18,9 +18,9 @@ from service.engine.contract import (
     Happened,
     Message,
     Picture,
+    Raise,
     Started,
     Stepped,
-    Submit,
     TaskFailed,
 )
 from service.engine.fake import FakeModel, colour
@@ -120,7 +120,7 @@ def test_a_batch_that_does_not_fit_is_split() -> None:
     bench.run()
     assert len(bench.of(Finished)) == 4
     assert bench.of(TaskFailed) == []
-    assert bench.of(OutOfMemorySplit) == [OutOfMemorySplit(slots=2)]
+    assert bench.of(OutOfMemorySplit) == [OutOfMemorySplit(Stage.DENOISE, (64, 64), 2)]
 
 
 def test_a_picture_that_never_fits_fails_with_its_reason() -> None:
@@ -186,11 +186,11 @@ def test_draining_does_not_wait_out_a_window() -> None:
     assert bench.sent.index(Drained()) > bench.sent.index(bench.of(Finished)[0])
 
 
-def test_submitting_a_waiting_task_again_raises_its_priority() -> None:
-    """A second, more urgent submission moves the task up and does not run it twice."""
+def test_a_waiting_task_can_be_raised() -> None:
+    """It moves up; one that is not known is passed over."""
     bench = Bench(max_batch=1)
     bench.put(build.submit("a", 1.0), build.submit("b", 2.0))
-    bench.put(Submit("b", build.params(), Priority.HIGH, 2.0))
+    bench.put(Raise("b", Priority.HIGH), Raise("nobody", Priority.HIGH))
     bench.run()
     assert bench.batches == [["b"], ["a"]]
 

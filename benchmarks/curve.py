@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,10 @@ class Times:
         for n in (point.pictures for point in self._step.points):
             stages = self.encode(n), self.step(n), self.decode(n), self.step(n) / n
             lines.append(f"{n:8d}" + "".join(f"{seconds * 1e3:8.1f}" for seconds in stages))
+        if any(more.seconds < less.seconds for less, more in pairwise(self._step.points)):
+            lines.append(
+                "A step of more pictures took less time: the machine was not quiet, and the ideal means little."
+            )
         return "\n".join(lines)
 
 

@@ -1,18 +1,20 @@
 """When each computation will be done: the queue, played forward by the engine's profile."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
-from observability.events import Batching, BatchStepped, Priority
-from service.core import ModelInfo, Params, Size
+from observability.events import Batching, BatchStepped, Event, OutOfMemorySplit, Priority, Stage
+from service.core import Params, Size
 from service.engine.contract import Picture, Ready
-from service.engine.policy import Candidate, Order, first_come_first_served, shortest_first
-from service.engine.profile import Profile
+from service.engine.policy import PAUSE_GAP, Candidate, Lowered, Order, first_come_first_served, shortest_first
 from service.jobs.flight import Flight, Flights
 
 WEIGHT = 0.1
+MAX_RATIO = 5.0  # one step that was held up says little about the next
 FORGET_SECONDS = 30.0
 NEARLY_NONE = 1e-9
 
@@ -27,12 +29,14 @@ class Forecast:
 
 @dataclass(slots=True)
 class _Row:
-    """A picture, as far as a forecast needs it."""
+    """A picture, as far as a forecast needs it. `key` is its place in the engine's order of service."""
 
     flight_id: str
     size: Size
     rows: int
     steps_left: float
+    rank: int
+    key: tuple[float | str, ...]
 
 
 class Estimator:
@@ -42,96 +46,117 @@ class Estimator:
 
     def __init__(self, order: Order = shortest_first) -> None:
         self._continuous_order = self._order = order
-        self._profile: Profile | None = None
-        self._info: ModelInfo | None = None
+        self._ready: Ready | None = None
         self._correction, self._corrected_at = 1.0, 0.0
-        self._caps: dict[Size, int] = {}  # of the profile, by size
+        self._lowered: dict[Size, Lowered] = {}
         self._costs: dict[tuple[Size, int], float] = {}  # of one step of one picture, by size and rows
 
     def ready(self, message: Ready) -> None:
         """Take the model and the profile of an engine that has started."""
-        self._info, self._profile = message.info, message.profile
-        self._caps, self._costs = {}, {}
+        self._ready = message
+        self._correction, self._lowered, self._costs = 1.0, {}, {}
         is_continuous = message.batching is Batching.CONTINUOUS
         self._order = self._continuous_order if is_continuous else first_come_first_served
 
-    def stepped(self, event: BatchStepped, now: float) -> None:
-        """Take the time of one step of a batch that ended at monotonic `now`."""
-        if self._profile is not None:
-            ratio = event.seconds / max(self._profile.step_seconds(event.size, event.rows), NEARLY_NONE)
+    def observe(self, event: Event, now: float) -> None:
+        """Learn from what happened in the engine at monotonic `now`: how long steps take, and what does not fit."""
+        if isinstance(event, BatchStepped) and self._ready is not None:
+            ratio = event.seconds / max(self._ready.profile.step_seconds(event.size, event.rows), NEARLY_NONE)
             correction = self._faded(now)
-            self._correction, self._corrected_at = correction + WEIGHT * (ratio - correction), now
+            correction += WEIGHT * (min(max(ratio, 1 / MAX_RATIO), MAX_RATIO) - correction)
+            self._correction, self._corrected_at = correction, now
+        elif isinstance(event, OutOfMemorySplit) and event.stage is Stage.DENOISE:
+            self._lowered[event.size] = Lowered(event.pictures, now)
 
     def _faded(self, now: float) -> float:
         return 1.0 + (self._correction - 1.0) * math.exp((self._corrected_at - now) / FORGET_SECONDS)
 
     def forecast(self, flights: Iterable[Flight], now: float) -> Forecast:
         """Play all unfinished `flights` forward from monotonic `now`; without a profile, only places are known."""
-        flights = list(flights)
-        waiting = sorted((each for each in flights if not each.has_started), key=lambda each: self._key(each, now))
-        positions = {each.id: place for place, each in enumerate(waiting)}
-        running = [each for each in flights if each.has_started]
-        seconds = self._play([*running, *waiting]) if self._profile is not None else {}
+        flights = sorted(flights, key=lambda each: self._key(each, now))
+        waiting = (each.id for each in flights if not each.has_started)
+        positions = {flight_id: place for place, flight_id in enumerate(waiting)}
+        if self._ready is None:
+            return Forecast({}, positions)
         correction = self._faded(now)
-        seconds = {flight_id: each * correction for flight_id, each in seconds.items()}
-        return Forecast(seconds, positions)
+        if not any(each.has_started for each in flights):  # what was slow is over
+            correction = min(correction, 1.0)
+        return Forecast({name: each * correction for name, each in self._play(flights, now).items()}, positions)
+
+    def _candidate(self, flight: Flight) -> Candidate:
+        work = 0.0
+        if self._ready is not None:
+            params = flight.params
+            kind = (params.size, self._ready.info.rows(params))
+            if kind not in self._costs:
+                self._costs[kind] = self._ready.profile.picture_step_seconds(*kind)
+            work = (params.total_steps - flight.steps_done) * self._costs[kind]
+        return Candidate(Picture(flight.id, 0, flight.params), flight.priority, flight.entered_at, work)
 
     def _key(self, flight: Flight, now: float) -> tuple[float | str, ...]:
         """The engine's own order of service."""
-        work = self._work(flight.params)
-        candidate = Candidate(Picture(flight.id, 0, flight.params), flight.priority, flight.entered_at, work)
-        return (*self._order(candidate, now), flight.id)
+        return (*self._order(self._candidate(flight), now), flight.id)
 
-    def _work(self, params: Params) -> float:
-        if self._profile is None or self._info is None:
-            return 0.0
-        kind = (params.size, self._info.rows(params))
-        if kind not in self._costs:
-            self._costs[kind] = self._profile.picture_step_seconds(*kind)
-        return params.total_steps * self._costs[kind]
-
-    def _play(self, flights: Iterable[Flight]) -> dict[str, float]:
-        """By the profile: rows take the slots in order and step together until one is done; sizes take turns."""
-        assert self._profile is not None, "ready"
-        waiting: dict[Size, list[_Row]] = {}
+    def _play(self, flights: Sequence[Flight], now: float) -> dict[str, float]:
+        """By the profile: rows get slots as in the engine and step together until one is done; sizes take turns."""
+        assert self._ready is not None, "ready"
+        running: dict[Size, list[_Row]] = {flight.params.size: [] for flight in flights}
+        waiting: dict[Size, list[_Row]] = {size: [] for size in running}
         for flight in flights:
-            waiting.setdefault(flight.params.size, []).extend(self._rows(flight))
-        self._caps |= {size: self._profile.cap(size) for size in waiting.keys() - self._caps.keys()}
-        running: list[_Row] = []
+            rows = self._rows(flight, now)
+            running[flight.params.size] += rows[: flight.slots]
+            waiting[flight.params.size] += rows[flight.slots :]
+        caps = {size: self._cap(size, now) for size in running}
         done: dict[str, float] = {}
-        now = 0.0
-        while running or any(waiting.values()):
-            taken = Counter(each.size for each in running)
-            for size, queue in waiting.items():
-                free = self._caps[size] - taken[size]
-                running += queue[:free]
-                del queue[:free]
-            steps = min(each.steps_left for each in running)
-            now += steps * self._round_seconds(running)
-            for each in running:
-                each.steps_left -= steps
-            for each in running:
-                if each.steps_left <= NEARLY_NONE:
-                    now += self._profile.extra_seconds
-                    done[each.flight_id] = now
-            running = [each for each in running if each.steps_left > NEARLY_NONE]
+        elapsed = 0.0
+        while any(running.values()) or any(waiting.values()):
+            for size, cap in caps.items():
+                _fill(running[size], waiting[size], cap)
+            batches = [rows for rows in running.values() if rows]
+            steps = min(each.steps_left for rows in batches for each in rows)
+            elapsed += steps * sum(self._step_seconds(rows) for rows in batches)
+            for rows in batches:
+                for each in rows:
+                    each.steps_left -= steps
+                    if each.steps_left <= NEARLY_NONE:
+                        elapsed += self._ready.profile.extra_seconds
+                        done[each.flight_id] = elapsed
+                rows[:] = [each for each in rows if each.steps_left > NEARLY_NONE]
         return done
 
-    def _rows(self, flight: Flight) -> list[_Row]:
-        """The pictures that `flight` still needs; those that run are taken to be equally far."""
-        assert self._info is not None, "ready"
+    def _rows(self, flight: Flight, now: float) -> list[_Row]:
+        """The pictures that `flight` still needs, those that hold slots first and taken to be equally far."""
+        assert self._ready is not None, "ready"
+        steps = flight.params.num_inference_steps
         left = max(0, flight.params.total_steps - flight.steps_done)
-        count = max(1, math.ceil(left / flight.params.num_inference_steps))
-        rows = self._info.rows(flight.params)
-        return [_Row(flight.id, flight.params.size, rows, left / count) for _ in range(count)]
+        begun = max(flight.slots, 1) if flight.has_started else 0
+        unbegun = max(0, math.ceil(left / steps) - begun)
+        lengths = [(left - unbegun * steps) / max(begun, 1)] * begun + [float(steps)] * unbegun
+        rank, key = self._candidate(flight).rank(now), self._key(flight, now)
+        rows = self._ready.info.rows(flight.params)
+        return [_Row(flight.id, flight.params.size, rows, length, rank, key) for length in lengths]
 
-    def _round_seconds(self, running: Iterable[_Row]) -> float:
-        """One step of every size that has rows."""
-        assert self._profile is not None, "ready"
-        rows: Counter[Size] = Counter()
-        for each in running:
-            rows[each.size] += each.rows
-        return sum(self._profile.step_seconds(size, count) for size, count in rows.items())
+    def _cap(self, size: Size, now: float) -> int:
+        assert self._ready is not None, "ready"
+        cap = self._ready.profile.cap(size)
+        return min(cap, self._lowered[size].allows(now)) if size in self._lowered else cap
+
+    def _step_seconds(self, rows: Sequence[_Row]) -> float:
+        assert self._ready is not None, "ready"
+        return self._ready.profile.step_seconds(rows[0].size, sum(each.rows for each in rows))
+
+
+def _fill(running: list[_Row], waiting: list[_Row], cap: int) -> None:
+    """Give the free slots to those that wait, in order, and those of far outranked rows."""
+    while waiting and len(running) < cap:
+        running.append(waiting.pop(0))
+    while waiting and running:
+        last = max(running, key=lambda each: (each.rank, each.key))
+        if last.rank - waiting[0].rank < PAUSE_GAP:
+            return
+        running.remove(last)
+        running.append(waiting.pop(0))
+        insort(waiting, last, key=lambda each: each.key)
 
 
 class Outlook:
@@ -142,6 +167,8 @@ class Outlook:
         self._flights = flights
         self._clock = clock
         self._forecast: Forecast | None = None
+        self._reserved: list[Flight] = []
+        self._names = count()
 
     def changed(self) -> None:
         """Something entered, went on or left."""
@@ -159,6 +186,26 @@ class Outlook:
         flight = self._flights.joinable(cache_key) if cache_key is not None else None
         if flight is not None:
             return self.of(flight)[1]
+        flight = self._imagined(params, priority)
+        forecast = self._estimator.forecast((*self._flights, *self._reserved, flight), flight.entered_at)
+        return forecast.seconds.get(flight.id)
+
+    @contextmanager
+    def reserved(self, params: Params, priority: Priority) -> Iterator[None]:
+        """Meanwhile a job is counted in that is being recorded."""
+        flight = self._imagined(params, priority)
+        self._reserved.append(flight)
+        try:
+            yield
+        finally:
+            self._reserved.remove(flight)
+
+    @property
+    def reservations(self) -> int:
+        """Jobs that are being recorded."""
+        return len(self._reserved)
+
+    def _imagined(self, params: Params, priority: Priority) -> Flight:
         now = self._clock()
-        flight = Flight("", "", params, priority, accepted_at=now, entered_at=now)
-        return self._estimator.forecast((*self._flights, flight), now).seconds.get(flight.id)
+        name = f"reserved {next(self._names)}"
+        return Flight(name, name, params, priority, accepted_at=now, entered_at=now)

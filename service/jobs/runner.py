@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from observability.events import Batching, BatchStepped, EngineLost, EngineReady, Event
+from observability.events import Batching, EngineLost, EngineReady, Event
 from observability.observer import Observer
 from service.engine.contract import (
     Beat,
@@ -111,8 +111,7 @@ class Runner:
                 self._lost(message)
 
     def _happened(self, event: Event) -> None:
-        if isinstance(event, BatchStepped):
-            self._estimator.stepped(event, self._clock())
+        self._estimator.observe(event, self._clock())
         self._observer.observe(event)
 
     def _became_ready(self, message: Ready) -> None:

@@ -70,7 +70,6 @@ class JobService:
         self._revision = revision
         self._observer = observer
         self._wall = wall
-        self._admitting = 0
         self.is_draining = False
         self._stopped = asyncio.Event()
 
@@ -102,14 +101,11 @@ class JobService:
 
     async def _accept(self, order: Order) -> tuple[Snapshot, bool]:
         record = partial(self._record, order=order, refusal=self._refusal(order))
-        self._admitting += 1
-        try:
+        with self._board.outlook.reserved(order.params, order.priority):
             try:
                 job, is_new = await self._database.run(record)
             except IntegrityError:  # at that very moment another took the key or deleted the cached pictures
                 job, is_new = await self._database.run(record)
-        finally:
-            self._admitting -= 1
         if not is_new:
             return self._board.snapshot(job), False
         if job.is_finished:
@@ -123,7 +119,7 @@ class JobService:
 
     def _refusal(self, order: Order) -> QueueFull | DeadlineUnreachable | None:
         """Why the engine could not do the order now, if so."""
-        if self._board.waiting + self._admitting >= self._queue_limit:
+        if self._board.waiting + self._board.outlook.reservations >= self._queue_limit:
             return QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
         cache_key = order.params.cache_key(self._revision) if order.use_cache else None
         seconds = self._board.outlook.seconds_for(order.params, order.priority, cache_key)

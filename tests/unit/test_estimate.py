@@ -1,26 +1,27 @@
 """When a job will be done: the queue, played forward by the profile."""
 
+from random import Random
 from typing import Any
 
 import pytest
 
-from observability.events import Batching, BatchStepped, Priority
-from service.engine.contract import Ready
+from observability.events import Batching, BatchStepped, OutOfMemorySplit, Priority, Stage
+from service.engine.contract import Finished, Ready, Submit
 from service.engine.fake import FakeModel
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights
 from service.settings import EngineSettings
 from tests.support import build
-from tests.support.engine import STEP_SECONDS, profile
+from tests.support.engine import STEP_SECONDS, Bench, profile
 
 INFO = FakeModel(EngineSettings(model="fake:")).info
 
 
 def flight(name: str, *, at: float = 0.0, started: bool = False, steps_done: int = 0, **changes: Any) -> Flight:
     """A computation that entered at `at`."""
-    priority = changes.pop("priority", Priority.NORMAL)
+    priority, slots = changes.pop("priority", Priority.NORMAL), changes.pop("slots", 0)
     made = Flight(name, name, build.params(**changes), priority, accepted_at=at, entered_at=at)
-    made.has_started, made.steps_done = started, steps_done
+    made.has_started, made.steps_done, made.slots = started, steps_done, slots
     return made
 
 
@@ -84,15 +85,80 @@ def test_the_estimate_follows_the_steps_that_are_seen() -> None:
     estimate = estimator(4)
     for step in range(100):
         event = BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=2 * STEP_SECONDS)
-        estimate.stepped(event, now=step * 2 * STEP_SECONDS)
-    assert estimate.forecast([flight("a")], now=20.0).seconds["a"] == pytest.approx(8 * STEP_SECONDS, rel=0.05)
-    assert estimate.forecast([flight("a")], now=1000.0).seconds["a"] == pytest.approx(4 * STEP_SECONDS)
+        estimate.observe(event, now=step * 2 * STEP_SECONDS)
+    running = flight("a", started=True)
+    assert estimate.forecast([running], now=20.0).seconds["a"] == pytest.approx(8 * STEP_SECONDS, rel=0.05)
+    assert estimate.forecast([running], now=1000.0).seconds["a"] == pytest.approx(4 * STEP_SECONDS)
+    assert estimate.forecast([flight("a")], now=20.0).seconds["a"] == pytest.approx(4 * STEP_SECONDS), "when idle"
+
+
+def test_one_step_that_was_held_up_says_little() -> None:
+    """However long it was held up; and a new engine starts afresh."""
+    estimate = estimator(4)
+    estimate.observe(BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=600.0), now=0.0)
+    running = flight("a", started=True)
+    assert estimate.forecast([running], now=0.0).seconds["a"] == pytest.approx(1.4 * 4 * STEP_SECONDS)
+    estimate.ready(Ready(INFO, Batching.CONTINUOUS, profile(4), load_seconds=0.0, warmup_seconds=0.0))
+    assert estimate.forecast([running], now=0.0).seconds["a"] == pytest.approx(4 * STEP_SECONDS)
+
+
+def test_slots_that_are_lost_to_memory_count() -> None:
+    """Two at a time from now on, and more again later."""
+    estimate = estimator(4)
+    flights = [flight(name) for name in "abcd"]
+    estimate.observe(OutOfMemorySplit(Stage.DENOISE, (64, 64), 2), now=0.0)
+    assert max(estimate.forecast(flights, now=0.0).seconds.values()) == pytest.approx(8 * STEP_SECONDS)
+    assert max(estimate.forecast(flights, now=60.0).seconds.values()) == pytest.approx(4 * STEP_SECONDS)
+
+
+def test_a_high_priority_does_not_wait_for_a_low_one() -> None:
+    """It takes its slot, and the low one goes on after it."""
+    low = flight("low", started=True, slots=1, num_inference_steps=100, priority=Priority.LOW)
+    high = flight("high", at=1.0, priority=Priority.HIGH)
+    seconds = estimator(1).forecast([low, high], now=1.0).seconds
+    assert seconds == {"high": pytest.approx(0.4), "low": pytest.approx(10.4)}
+
+
+def test_the_pictures_that_a_job_has_not_begun_wait_like_others() -> None:
+    """A short job goes before them, as in the engine."""
+    many = flight("many", started=True, slots=1, steps_done=40, num_images=8, num_inference_steps=50)
+    seconds = estimator(1).forecast([many, flight("short", at=1.0)], now=1.0).seconds
+    assert seconds["short"] == pytest.approx(1.4)
+    assert seconds["many"] == pytest.approx(36.4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_forecasts_come_true(seed: int) -> None:
+    """Of random jobs, all there from the start, on an engine whose steps take what the profile says."""
+    random = Random(seed)
+    bench = Bench(slots=3)
+    flights = [
+        flight(
+            f"t{n}",
+            at=bench.now,
+            priority=random.choice(list(Priority)),
+            num_images=random.randint(1, 5),
+            num_inference_steps=random.randint(1, 30),
+        )
+        for n in range(10)
+    ]
+    for each in flights:
+        bench.put(Submit(each.id, each.params, each.priority, each.accepted_at))
+    forecast = estimator(3).forecast(flights, bench.now)
+    ended: dict[str, float] = {}
+    began = bench.now
+    while len(ended) < len(flights):
+        bench.loop.turn()
+        for done in bench.of(Finished):
+            ended.setdefault(done.task_id, bench.now - began)
+    errors = [abs(forecast.seconds[name] - seconds) for name, seconds in ended.items()]
+    assert max(errors) <= 0.15 * max(ended.values())
 
 
 def test_the_outlook_of_a_request_that_is_not_accepted_yet() -> None:
     """It comes after what is there; one that can join a computation ends with it."""
     flights = Flights()
-    running = flight("a", started=True, num_inference_steps=30)
+    running = flight("a", started=True, slots=1, num_inference_steps=30)
     flights.add(running)
     outlook = Outlook(estimator(1), flights, clock=lambda: 0.0)
     assert outlook.seconds_for(build.params(), Priority.NORMAL, None) == pytest.approx(3.4)

@@ -61,8 +61,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def turn(self) -> None:
         """One turn of the loop: at most one denoising step of one size."""
         self._receive(timeout=0.0)
-        found_free_slots = self._admit()
-        self._retire(may_wait=found_free_slots)
+        self._retire(newcomers=self._admit())
         batch = self._choose()
         if batch:
             self._denoise(batch)
@@ -191,19 +190,28 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     # Retire
 
-    def _retire(self, may_wait: bool) -> None:
-        """Decode what has all its steps. It waits for one step of pictures that would otherwise wait for it."""
-        self._decode_deferred = may_wait and bool(self._done) and not self._decode_deferred
-        if self._decode_deferred:
-            return
-        done, self._done = self._done, []
-        by_size: dict[Size, list[Begun[R]]] = {}
-        for each in done:
-            by_size.setdefault(each.size, []).append(each)
-        for size, batch in by_size.items():
-            at_most = self._at_most(len(batch), Stage.VAE_DECODE, size, self._clock())
-            for first in range(0, len(batch), at_most):
-                self._hand_out(batch[first : first + at_most])
+    def _retire(self, newcomers: bool) -> None:
+        """Decode what has all its steps, in parts that take about a step, so that newcomers need not wait for long.
+
+        Of newcomers that found a free slot, the first step goes before that; but not for two steps in a row.
+        """
+        may_wait = not self._decode_deferred
+        while self._done:
+            if newcomers and may_wait:
+                self._decode_deferred = True
+                return
+            self._hand_out(self._part())
+            self._receive(timeout=0.0)
+            newcomers = self._admit() or newcomers
+        self._decode_deferred = False
+
+    def _part(self) -> list[Begun[R]]:
+        """Take finished rows of one size, as many as are decoded together."""
+        size = self._done[0].size
+        at_most = self._at_most(self._profile.decoded_together(size), Stage.VAE_DECODE, size, self._clock())
+        part = [each for each in self._done if each.size == size][:at_most]
+        self._done = [each for each in self._done if each not in part]
+        return part
 
     def _decode(self, batch: Sequence[Begun[R]]) -> Sequence[Pixels]:
         self._works_on(each.picture for each in batch)

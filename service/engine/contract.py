@@ -22,7 +22,7 @@ class Submit:
     """Generate `params` under `task_id`.
 
     `accepted_at` is a Unix time; `waited` are seconds that the task has waited already. A task that was in a model
-    call that took the engine down runs `alone`.
+    call that took the engine down runs `alone`. `arrived_at` (monotonic) is when the engine's process got it.
     """
 
     task_id: str
@@ -31,6 +31,7 @@ class Submit:
     accepted_at: float
     alone: bool = False
     waited: float = 0.0
+    arrived_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,14 +99,14 @@ class EngineLoop(ABC):
                 self._drain()
 
     def _enqueue(self, command: Submit) -> None:
-        now = self._clock()
+        arrived_at = self._clock() if command.arrived_at is None else command.arrived_at
         self._tasks[command.task_id] = Task(command.params)
         self._waiting += (
             Waiting(
                 Picture(command.task_id, index, command.params),
                 command.priority,
                 command.accepted_at,
-                now,
+                arrived_at,
                 command.alone,
                 command.waited,
             )

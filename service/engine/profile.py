@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from service.core import Params, Size
+from service.core import Size
 
 KNEE = 0.95
 
@@ -65,10 +65,11 @@ class Profile:
         cap = self.cap(size)
         return self.step_seconds(size, cap * rows) / cap
 
-    def work_seconds(self, params: Params, rows: int) -> float:
-        """Seconds that all pictures of `params`, of `rows` rows each, add to a full batch."""
-        step = self.picture_step_seconds(params.size, rows)
-        return params.num_images * (params.num_inference_steps * step + self.extra_seconds)
+    def decoded_together(self, size: Size) -> int:
+        """Pictures whose decoding takes about as long as a step of a full batch."""
+        step = self.step_seconds(size, self.cap(size) * self.rows_per_guided)
+        scale = self._nearest(size)[1]
+        return min(self.max_batch, max(1, int(step / max(self.extra_seconds * scale, 1e-9))))
 
     def _knee(self, size: Size) -> int:
         curve, scale = self._nearest(size)

@@ -23,7 +23,7 @@ class Waiting:
     waited: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Begun(Generic[R]):
     """A picture with a row. `free_since` (monotonic) is when a slot was there for it, until its first step."""
 

@@ -5,13 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from observability.events import Batching, Cache, CacheLookedUp, CacheResult
 from service.engine.continuous import ContinuousLoop
-from service.engine.contract import BatchModel, Command, Happened, LoadFailed, Message, R, Ready, StepModel
+from service.engine.contract import BatchModel, Command, Happened, LoadFailed, Message, R, Ready, StepModel, Submit
 from service.engine.fake import SCHEME, FakeModel
 from service.engine.faults import Faults, FaultyBatchModel, FaultyStepModel
 from service.engine.loop import EngineLoop
@@ -125,6 +126,9 @@ def _window_loop(
 def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]") -> None:
     try:
         while True:
-            inbox.put(connection.recv())
+            command = connection.recv()
+            if isinstance(command, Submit):  # the loop reads its inbox only between steps
+                command = replace(command, arrived_at=time.monotonic())
+            inbox.put(command)
     except (EOFError, OSError):
         os._exit(0)  # the parent is gone: nobody is left to answer to

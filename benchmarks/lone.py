@@ -32,6 +32,7 @@ from service.settings import EngineSettings
 LONE_BAR = 0.005
 ADMISSION_BAR = 0.005
 RESAMPLES = 10_000
+WAKE_SECONDS = 0.02
 WARM = 2  # pairs before those that count
 PARTS = ("lone", "admission")
 STEP = "step"
@@ -58,8 +59,8 @@ class InProcessEngine:
         if isinstance(message, TaskFailed | LoadFailed):
             raise SystemExit(message.detail)
         self.heard.append((time.monotonic(), message))
-        if isinstance(message, Finished):  # a command, or an idle loop would wait for its next beat before `turn` ends
-            self._inbox.put(Cancel(message.task_id, Reason.NONE))
+        if isinstance(message, Finished):  # a command soon, or an idle loop would wait for its next beat
+            threading.Timer(WAKE_SECONDS, self._inbox.put, [Cancel(message.task_id, Reason.NONE)]).start()
 
     def submit(self, task_id: str, request: Request) -> None:
         """Ask for one picture; from any thread."""
@@ -74,32 +75,37 @@ class InProcessEngine:
             self._loop.turn()
             count -= sum(isinstance(message, Finished) for _, message in self.heard[seen:])
 
-    def image(self, request: Request) -> Any:
-        """The PIL image of one request that has the engine to itself."""
+    def image(self, request: Request) -> tuple[Any, float]:
+        """The PIL image of one request that has the engine to itself, and the seconds from the command until then."""
         from PIL import Image
 
+        began = time.monotonic()
         self.submit("lone", request)
         self.finish(1)
-        image = next(message.pictures[0] for _, message in self.heard if isinstance(message, Finished))
+        at, finished = next((at, message) for at, message in self.heard if isinstance(message, Finished))
         self.heard.clear()
-        return Image.fromarray(image)
+        told = time.monotonic()
+        image = Image.fromarray(finished.pictures[0])
+        return image, at - began + time.monotonic() - told
 
 
 def lone(engine: InProcessEngine, bare: BarePipeline, pairs: int, steps: int) -> dict[str, Any]:
     """Seconds of both ways for each pair, and the largest difference between their pictures in 8-bit levels."""
     requests = draw(replace(MIXES["uniform"], steps=(steps,)), pairs + WARM, 1.0, "lone")
-    ways: dict[str, Callable[[Request], Any]] = {
-        "engine": engine.image,
-        "bare": lambda request: bare.images([request])[0],
-    }
+
+    def bare_image(request: Request) -> tuple[Any, float]:
+        began = time.monotonic()
+        image = bare.images([request])[0]
+        return image, time.monotonic() - began
+
+    ways: dict[str, Callable[[Request], tuple[Any, float]]] = {"engine": engine.image, "bare": bare_image}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     levels = 0
     for number, request in enumerate(requests):
         images = {}
         for name in list(ways) if number % 2 else list(reversed(ways)):
-            began = time.perf_counter()
-            images[name] = ways[name](request)
-            seconds[name].append(time.perf_counter() - began)
+            images[name], taken = ways[name](request)
+            seconds[name].append(taken)
         ours, theirs = (np.asarray(images[name], dtype=np.int16) for name in ways)
         levels = max(levels, int(np.abs(ours - theirs).max()))
     return {**{name: values[WARM:] for name, values in seconds.items()}, "levels": levels}

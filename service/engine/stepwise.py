@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -118,6 +119,7 @@ class StepwiseModel:
         self._family = family
         self._cache = PromptCache(prompt_cache_bytes)
         self._on_cache_lookup = on_cache_lookup
+        self._pristine: dict[str, tuple[Any, bool]] = {}  # schedulers by name, never stepped
         self._together: tuple[list[StepwiseRow], Conditioning] = ([], {})  # the last rows and their conditioning
 
     @torch.inference_mode()
@@ -155,9 +157,8 @@ class StepwiseModel:
         params = picture.params
         prompt, *negative = (prompts[text] for text in self._texts(params))
         generator = torch.Generator("cpu").manual_seed(picture.seed)
-        scheduler = schedulers.make(params.scheduler, self._loaded.scheduler)
+        scheduler, draws = self._scheduler(params.scheduler)
         self._family.set_timesteps(scheduler, params)
-        draws = "generator" in signature(scheduler.step).parameters
         return StepwiseRow(
             params=params,
             scheduler=scheduler,
@@ -166,6 +167,14 @@ class StepwiseModel:
             prompt=prompt,
             negative=negative[0] if negative else None,
         )
+
+    def _scheduler(self, name: str) -> tuple[Any, bool]:
+        """A fresh scheduler, and whether its steps draw noise. Copied, since making one takes some milliseconds."""
+        if name not in self._pristine:
+            made = schedulers.make(name, self._loaded.scheduler)
+            self._pristine[name] = made, "generator" in signature(made.step).parameters
+        pristine, draws = self._pristine[name]
+        return deepcopy(pristine), draws
 
     @torch.inference_mode()
     def denoise(self, rows: Sequence[StepwiseRow]) -> list[Exception | None]:

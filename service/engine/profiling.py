@@ -18,7 +18,8 @@ from service.settings import EngineSettings
 
 log = logging.getLogger("safelight.engine")
 
-TIMED_STEPS = 3
+ROUNDS = 3
+TIMED_STEPS = 2
 DRIFT = 1.5
 FORMAT = 1  # of the file; another number makes older ones void
 ADAPTER = TypeAdapter(Profile)
@@ -111,7 +112,7 @@ def _digest(info: ModelInfo, settings: EngineSettings, machine: str) -> str:
 def measure(
     model: StepModel[R], sizes: Sequence[Size], max_batch: int, clock: Callable[[], float] = time.monotonic
 ) -> Profile:
-    """Time steps of 1, 2, 4, ... `max_batch` guided pictures of each size; the least of a few, after a warm one."""
+    """Time steps of 1, 2, 4, ... `max_batch` guided pictures of each size; of several times the least counts."""
     pictures = _pictures(model.info, sizes[0], 1, prompt="another prompt, which is in no cache")
     extra = _make(model, pictures, clock)
     curves = tuple(_curve(model, size, max_batch, clock) for size in sizes)
@@ -119,17 +120,26 @@ def measure(
 
 
 def _curve(model: StepModel[R], size: Size, max_batch: int, clock: Callable[[], float]) -> Curve:
+    """All batch sizes in turns, so that a machine that is busy for a moment does not bend the curve."""
+    seconds: dict[int, list[float]] = {batch: [] for batch in batches(max_batch)}
+    peaks: dict[int, int | None] = {}
+    is_whole = True
+    for _ in range(ROUNDS):
+        for batch in list(seconds):
+            try:
+                seconds[batch].append(_step_seconds(model, size, batch, clock))
+            except Exception as error:
+                if batch == 1 or not is_out_of_memory(error):
+                    raise
+                is_whole = False
+                seconds = {smaller: taken for smaller, taken in seconds.items() if smaller < batch}
+                break
+            peaks[batch] = model.peak_bytes()
     points: list[Point] = []
-    for batch in batches(max_batch):
-        try:
-            seconds = _step_seconds(model, size, batch, clock)
-        except Exception as error:
-            if not (points and is_out_of_memory(error)):
-                raise
-            return Curve(size, tuple(points), is_whole=False)
+    for batch, taken in seconds.items():
         least = points[-1].seconds if points else 0.0  # a larger batch is never faster, whatever disturbed the clock
-        points.append(Point(batch, max(seconds, least), model.peak_bytes()))
-    return Curve(size, tuple(points))
+        points.append(Point(batch, max(min(taken), least), peaks[batch]))
+    return Curve(size, tuple(points), is_whole)
 
 
 def batches(most: int) -> Iterator[int]:
@@ -139,7 +149,7 @@ def batches(most: int) -> Iterator[int]:
 
 
 def _step_seconds(model: StepModel[R], size: Size, batch: int, clock: Callable[[], float]) -> float:
-    """The least time of a few steps of `batch` pictures, after a warm one."""
+    """The least time of some steps of `batch` pictures, after a warm one."""
     rows = model.begin(_pictures(model.info, size, batch))
     _step(model, rows)
     seconds = []

@@ -69,7 +69,9 @@ class EngineSettings(BaseSettings):
         description="Memory for the embeddings of prompts seen lately, in MiB, on the model's device; 0: none.",
     )
     slots: Annotated[str | None, AfterValidator(_slots)] = Field(
-        None, description="Pictures in one step by size, as 512x512=8,768x768=4; unset: the knee of the profile."
+        None,
+        description="Pictures in one step of continuous batching by size, as 512x512=8,768x768=4, up to the largest "
+        "batch; unset: the knee of the profile.",
     )
     profile_sizes: Annotated[str | None, AfterValidator(_sizes)] = Field(
         None, description="Sizes to time at start, as 512x512,768x768; others are scaled. Unset: the model's own."

@@ -13,14 +13,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from observability.events import (
-    EstimateChecked,
-    Reason,
-    RequestStarted,
-    Stage,
-    StageFinished,
-    StepsWasted,
-)
+from observability.events import EstimateChecked, Reason, RequestStarted, Stage, StageFinished, StepsWasted
 from observability.observer import Observer
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
@@ -99,8 +92,7 @@ class Board:
 
     def _submit(self, flight: Flight) -> None:
         waited = self._clock() - flight.entered_at
-        alone = flight.crashes > 0
-        self._send(Submit(flight.id, flight.params, flight.priority, flight.accepted_at, alone, waited))
+        self._send(Submit(flight.id, flight.params, flight.priority, flight.accepted_at, flight.crashes > 0, waited))
 
     # What the engine says; a task that nobody waits for any more is passed over
 
@@ -138,9 +130,7 @@ class Board:
             self._fail(flight, reason, detail)
 
     def engine_lost(self) -> None:
-        """The engine died: what had started runs anew. Those for whom the model was called run alone, and fail the
-        second time.
-        """
+        """The engine died: all that had started runs anew; over whom it died runs alone, and fails the second time."""
         working, self._working = self._working, frozenset()
         for flight in [each for each in self._flights if each.has_started]:
             flight.crashes += flight.id in working

@@ -190,6 +190,11 @@ class Outlook:
         forecast = self._estimator.forecast((*self._flights, *self._reserved, flight), flight.entered_at)
         return forecast.seconds.get(flight.id)
 
+    def seconds_alone(self, params: Params) -> float | None:
+        """How long it would take if nothing else were there."""
+        flight = self._imagined(params, Priority.NORMAL)
+        return self._estimator.forecast([flight], flight.entered_at).seconds.get(flight.id)
+
     @contextmanager
     def reserved(self, params: Params, priority: Priority) -> Iterator[None]:
         """Meanwhile a job is counted in that is being recorded."""

@@ -125,8 +125,10 @@ class JobService:
         seconds = self._board.outlook.seconds_for(order.params, order.priority, cache_key)
         if seconds is None or seconds <= order.timeout:
             return None
+        alone = self._board.outlook.seconds_alone(order.params) or 0.0
+        even = "even alone " if alone > order.timeout else ""
         return DeadlineUnreachable(
-            f"it would take about {seconds:.1f} s, and timeout_s is {order.timeout:g}",
+            f"{even}it would take about {max(alone, seconds):.1f} s, and timeout_s is {order.timeout:g}",
             retry_after=max(1, math.ceil(seconds - order.timeout)),
         )
 

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -12,7 +13,7 @@ from observability.events import BatchStepped, Priority
 from service.core import Params
 from service.engine import families
 from service.engine.continuous import ContinuousLoop
-from service.engine.contract import Command, Finished, Happened, Message, Submit
+from service.engine.contract import Command, Finished, Happened, Message, Pixels, Submit
 from service.engine.pipeline import LoadedPipeline
 from service.engine.profile import Curve, Point, Profile
 from service.engine.stepwise import StepwiseModel
@@ -114,6 +115,12 @@ def test_requests_that_join_at_any_step_get_the_pictures_of_diffusers(
     finished = {each.task_id: each.pictures[0] for each in sent if isinstance(each, Finished)}
     assert len(finished) == 8
     for n, params in enumerate(requests):
-        wanted = pipelines.lone(loaded.pipe, params)
-        difference = np.abs(finished[str(n)].astype(int) - wanted.astype(int)).max()
-        assert difference <= 2, f"request {n}: {params}"
+        assert difference(finished[str(n)], pipelines.lone(loaded.pipe, params)) <= 2, f"request {n}: {params}"
+    n = min(range(8), key=lambda n: requests[n].num_inference_steps)
+    one_more = replace(requests[n], num_inference_steps=requests[n].num_inference_steps + 1)
+    assert difference(finished[str(n)], pipelines.lone(loaded.pipe, one_more)) > 2, "a mistake of one step is seen"
+
+
+def difference(one: Pixels, other: Pixels) -> int:
+    """The largest difference between two pictures, of 255."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())

@@ -1,6 +1,7 @@
-"""A continuous loop with the fake model and a clock that only moves when a step is made."""
+"""A continuous loop with the fake model and a clock that only moves when a step is made or pictures are decoded."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -36,8 +37,9 @@ class Inbox(SimpleQueue[Command]):
 class Bench(FakeModel):
     """A loop with its inbox, what it sent, and a hook that runs after every step; it is the loop's model itself."""
 
-    def __init__(self, faults: str = "", slots: int = 8, **sizes: int) -> None:
+    def __init__(self, faults: str = "", slots: int = 8, decode_seconds: float = 0.0, **sizes: int) -> None:
         super().__init__(EngineSettings(model="fake:"))
+        self.decode_seconds = decode_seconds
         self.now = 1000.0
         self.inbox = Inbox()
         self.sent: list[Message] = []
@@ -48,7 +50,7 @@ class Bench(FakeModel):
             FaultyStepModel(self, Faults(faults)),
             self.inbox,
             self.sent.append,
-            profile=profile(slots, **sizes),
+            profile=replace(profile(slots, **sizes), extra_seconds=decode_seconds),
             clock=lambda: self.now,
         )
 
@@ -63,6 +65,7 @@ class Bench(FakeModel):
     def decode(self, rows: Sequence[FakeRow]) -> list[Pixels]:
         """The fake model's pictures, recorded."""
         self.decoded.append([row.picture.task_id for row in rows])
+        self.now += self.decode_seconds * len(rows)
         return super().decode(rows)
 
     def put(self, *commands: Command) -> None:

@@ -37,6 +37,7 @@ from service.engine.pipeline import LoadedPipeline, to_pixels
 from service.settings import EngineSettings
 
 EMBEDDED = "models/tiny"
+LOUDER = 4.0  # so that a step more or less is seen in the picture
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -145,19 +146,22 @@ def flux(folder: Path, guidance_embeds: bool = False) -> None:
     length = 32
     reader = tokenizer(length)
     t5 = T5Config(vocab_size=len(reader), d_model=32, d_ff=37, d_kv=8, num_layers=2, num_heads=4)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    with torch.no_grad():
+        transformer.proj_out.weight *= LOUDER
     FluxPipeline(
-        transformer=FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            guidance_embeds=guidance_embeds,
-            axes_dims_rope=(4, 4, 8),
-        ),
+        transformer=transformer,
         vae=autoencoder(shift_factor=0.1),
         text_encoder=CLIPTextModel(text_config()),
         text_encoder_2=T5EncoderModel(t5),

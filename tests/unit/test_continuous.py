@@ -1,6 +1,7 @@
 """The loop of continuous mode, driven turn by turn with the fake model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,24 @@ def test_admission_waits_for_one_step_at_most() -> None:
     delays = [each.seconds for each in bench.of(PictureAdmitted)]
     assert len(delays) == 19
     assert max(delays) <= STEP_SECONDS
+
+
+def test_newcomers_are_looked_for_between_parts_of_decoding() -> None:
+    """Four pictures finish together and each takes as long as a step to decode; one that comes then waits for one."""
+    bench = Bench(decode_seconds=STEP_SECONDS)
+    bench.put(*(build.submit(name) for name in "abcd"))
+    decode = bench.decode
+
+    def watched(rows: Sequence[FakeRow]) -> list[np.ndarray]:
+        if not bench.decoded:
+            bench.put(replace(build.submit("new", num_inference_steps=1), arrived_at=bench.now + STEP_SECONDS / 2))
+        return decode(rows)
+
+    bench.decode = watched  # type: ignore[method-assign]
+    bench.run()
+    assert all(len(part) == 1 for part in bench.decoded)
+    assert len(bench.of(Finished)) == 5
+    assert bench.of(PictureAdmitted)[-1].seconds == pytest.approx(STEP_SECONDS / 2)
 
 
 def test_a_request_takes_slots_as_they_come_free() -> None:

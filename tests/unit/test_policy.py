@@ -16,7 +16,7 @@ from service.engine.contract import Picture
 from service.engine.policy import MAX_SKIPS, PAUSE_GAP, PROMOTE_SECONDS, Candidate, Lowered, Turn, assign_slots
 from tests.support import build
 
-SIZES = ((64, 64), (64, 128), (128, 128))
+SIZES = ((64, 64), (64, 128), (128, 128), (192, 64), (64, 192), (192, 192))
 
 
 def candidate(

@@ -24,7 +24,18 @@ from benchmarks.bare import BarePipeline
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, Request, draw
 from observability.events import Batching, BatchStepped, PictureAdmitted, Priority, Reason, Stage, StageFinished
-from service.engine.contract import Cancel, Command, Finished, Happened, LoadFailed, Message, Ready, Submit, TaskFailed
+from service.engine.contract import (
+    Cancel,
+    Command,
+    Finished,
+    Happened,
+    LoadFailed,
+    Message,
+    Ready,
+    Stepped,
+    Submit,
+    TaskFailed,
+)
 from service.engine.profiling import default_size
 from service.engine.worker import make_loop
 from service.settings import EngineSettings
@@ -187,7 +198,7 @@ def _admissions(heard: Sequence[tuple[float, Message]], commanded: dict[str, flo
     told: list[float] = []
     found = []
     for at, message in heard:
-        event = message.event if isinstance(message, Happened) else None
+        event = message.event if isinstance(message, Happened | Stepped) else None
         if isinstance(event, StageFinished) and event.stage is not Stage.DENOISE:
             activities.append(Activity(event.stage.value, at - event.seconds, at))
         elif isinstance(event, PictureAdmitted):

@@ -176,17 +176,15 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         size = batch[0].size
         self._turns = policy.charged(self._turns, size, seconds, [each.waiting.priority for each in batch])
         rows = sum(self._model.info.rows(each.picture.params) for each in batch)
-        self._observe(BatchStepped(members, rows, size, seconds))
-        self._report(batch)
+        self._report(BatchStepped(members, rows, size, seconds))
         return errors
 
-    def _report(self, batch: Sequence[Begun[R]]) -> None:
-        """Tell how far the tasks of `batch` are after one more step."""
-        for each in batch:
-            if each.picture.task_id in self._tasks:
-                self._tasks[each.picture.task_id].steps_done += 1
-        slots = Counter(each.picture.task_id for each in batch if each.picture.task_id in self._tasks)
-        self._send(Stepped(batch[0].size, {task_id: self._tasks[task_id].steps_done for task_id in slots}, slots))
+    def _report(self, event: BatchStepped) -> None:
+        """Tell how far the tasks of a batch are after one more step."""
+        present = [task_id for task_id, _ in event.members if task_id in self._tasks]
+        for task_id in present:
+            self._tasks[task_id].steps_done += 1
+        self._send(Stepped(event, {task_id: self._tasks[task_id].steps_done for task_id in present}))
 
     # Retire
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from observability.events import Batching, Event, Priority, Reason, Stage
+from observability.events import Batching, BatchStepped, Event, Priority, Reason, Stage
 from service.core import ModelInfo, Params, Size
 from service.engine.profile import Profile
 
@@ -95,14 +95,13 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """One denoising step is done by all pictures of `size` that hold slots.
+    """One denoising step is done by all pictures of its size that hold slots, as `event` tells the observer.
 
-    For each task in the batch: steps done over all its pictures, and how many of them were in it.
+    For each task in the batch that is still wanted: steps done over all its pictures.
     """
 
-    size: Size
+    event: BatchStepped
     steps_done: Mapping[str, int]
-    slots: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """The loop of `window` and `sequential` mode: choose a batch, run it to its end, hand out the pictures."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
@@ -88,9 +87,9 @@ class WindowLoop(EngineLoop):
                     self._observe(StepsWasted(self._left[each.task_id], 1))
             rows = sum(self._model.info.rows(each.params) for each in pictures)
             members = tuple((each.task_id, step) for each in pictures)
-            self._observe(BatchStepped(members, rows, pictures[0].params.size, seconds))
+            event = BatchStepped(members, rows, pictures[0].size, seconds)
             done = {each.task_id: self._tasks[each.task_id].steps_done for each in present}
-            self._send(Stepped(pictures[0].params.size, done, Counter(each.task_id for each in present)))
+            self._send(Stepped(event, done))
             step += 1
             self._receive(timeout=0.0)
             if not any(each.task_id in self._tasks for each in pictures):

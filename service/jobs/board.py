@@ -111,7 +111,7 @@ class Board:
     def stepped(self, message: Stepped) -> None:
         """A denoising step was made by the pictures of one size that hold slots."""
         self.outlook.changed()
-        self._flights.hold(message.size, message.slots)
+        self._flights.hold(message.event)
         for flight in self._flights.known(message.steps_done):
             flight.steps_done = message.steps_done[flight.id]
             for live in flight.members.values():

@@ -1,12 +1,13 @@
 """What the service remembers of unfinished jobs: each job, and the computation it shares with identical ones."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from observability.events import Priority, QueueChanged
-from service.core import Job, Params, Size
+from observability.events import BatchStepped, Priority, QueueChanged
+from service.core import Job, Params
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,12 @@ class Flights:
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
 
-    def hold(self, size: Size, slots: Mapping[str, int]) -> None:
-        """These computations have so many pictures in the batch of their size; the others of that size have none."""
+    def hold(self, step: BatchStepped) -> None:
+        """The pictures of this step hold the slots of their size, and no others do."""
+        slots = Counter(flight_id for flight_id, _ in step.members)
         for flight in self:
-            if flight.params.size == size:
-                flight.slots = slots.get(flight.id, 0)
+            if flight.params.size == step.size:
+                flight.slots = slots[flight.id]
 
     def waiting_jobs(self) -> list[LiveJob]:
         """Jobs whose computation has not started."""

@@ -92,6 +92,7 @@ class Runner:
             case Happened():
                 self._happened(message.event)
             case Stepped():
+                self._happened(message.event)
                 self._board.stepped(message)
             case Working():
                 self._board.working(message.task_ids)

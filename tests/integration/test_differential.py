@@ -9,11 +9,11 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from observability.events import BatchStepped, Priority
+from observability.events import Priority
 from service.core import Params
 from service.engine import families
 from service.engine.continuous import ContinuousLoop
-from service.engine.contract import Command, Finished, Happened, Message, Pixels, Submit
+from service.engine.contract import Command, Finished, Message, Pixels, Stepped, Submit
 from service.engine.pipeline import LoadedPipeline
 from service.engine.profile import Curve, Point, Profile
 from service.engine.stepwise import StepwiseModel
@@ -76,7 +76,7 @@ def serve(loaded: LoadedPipeline, requests: list[Params]) -> list[Message]:
     def send(message: Message) -> None:
         nonlocal steps
         sent.append(message)
-        if isinstance(message, Happened) and isinstance(message.event, BatchStepped):
+        if isinstance(message, Stepped):
             steps += 1
             if steps % 2 == 0 and arriving:
                 inbox.put(arriving.pop(0))
@@ -107,7 +107,7 @@ def test_requests_that_join_at_any_step_get_the_pictures_of_diffusers(
 
     shared = defaultdict(set)
     for message in sent:
-        if isinstance(message, Happened) and isinstance(message.event, BatchStepped):
+        if isinstance(message, Stepped):
             for task_id, step in message.event.members:
                 shared[task_id] |= {other for other, at in message.event.members if at != step}
     assert sum(bool(others) for others in shared.values()) >= 4

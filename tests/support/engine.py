@@ -7,7 +7,7 @@ from typing import Any
 
 from service.core import Size
 from service.engine.continuous import ContinuousLoop
-from service.engine.contract import Command, Happened, Message, Picture, Pixels
+from service.engine.contract import Command, Happened, Message, Picture, Pixels, Stepped
 from service.engine.fake import FakeModel, FakeRow
 from service.engine.faults import Faults, FaultyRow, FaultyStepModel
 from service.engine.profile import Curve, Point, Profile
@@ -82,8 +82,8 @@ class Bench(FakeModel):
 
     def of(self, kind: type) -> list[Any]:
         """The messages, or the events in messages, of one kind."""
-        flat = [each.event if isinstance(each, Happened) else each for each in self.sent]
-        return [each for each in flat if isinstance(each, kind)]
+        events = [each.event for each in self.sent if isinstance(each, Happened | Stepped)]
+        return [each for each in (*self.sent, *events) if isinstance(each, kind)]
 
     @property
     def holders(self) -> list[Picture]:

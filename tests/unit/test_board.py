@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from observability.events import Priority, Reason, RequestFinished
+from observability.events import BatchStepped, Priority, Reason, RequestFinished
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
 from service.errors import Unavailable
@@ -221,7 +221,7 @@ async def test_what_the_engine_says_of_a_job_that_has_gone_is_passed_over(scene:
     assert live is not None
     await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
     scene.board.started(["a"])
-    scene.board.stepped(Stepped((64, 64), {"a": 3}, {"a": 1}))
+    scene.board.stepped(Stepped(BatchStepped((("a", 2),), rows=2, size=(64, 64), seconds=0.1), {"a": 3}))
     scene.board.failed("a", Reason.MODEL_ERROR, "late")
     scene.finish("a")
     await scene.board.settle(60)

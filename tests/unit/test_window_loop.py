@@ -67,8 +67,8 @@ class Bench:
 
     def of(self, kind: type) -> list[Any]:
         """The messages, or the events in messages, of one kind."""
-        flat = [each.event if isinstance(each, Happened) else each for each in self.sent]
-        return [each for each in flat if isinstance(each, kind)]
+        events = [each.event for each in self.sent if isinstance(each, Happened | Stepped)]
+        return [each for each in (*self.sent, *events) if isinstance(each, kind)]
 
 
 def test_a_task_is_started_stepped_and_finished() -> None:

@@ -23,7 +23,7 @@ run: $(READY) ## serve on 127.0.0.1; PORT=8000, ARGS="more arguments"
 
 test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## check style and types only
 	$(BIN)/ruff check $(CODE)

@@ -36,7 +36,6 @@ from service.engine.contract import (
     Submit,
     TaskFailed,
 )
-from service.engine.profiling import default_size
 from service.engine.worker import make_loop
 from service.settings import EngineSettings
 
@@ -75,7 +74,7 @@ class InProcessEngine:
 
     def submit(self, task_id: str, request: Request) -> None:
         """Ask for one picture; from any thread."""
-        params = request.params(default_size(self.ready.info), self.ready.info.default_scheduler)
+        params = request.params(self.ready.info.default_size, self.ready.info.default_scheduler)
         submit = Submit(task_id, params, Priority.NORMAL, time.time(), arrived_at=time.monotonic())
         self._inbox.put(submit)
 
@@ -168,7 +167,7 @@ class Admission:
 def admission(engine: InProcessEngine, count: int, load: float) -> list[Admission]:
     """Serve `count` mixed requests; `load` is a share of what the engine's own profile says that it can do."""
     info, profile = engine.ready.info, engine.ready.profile
-    size = default_size(info)
+    size = info.default_size
     mix = MIXES["mixed"]
     drawn = [each.params(size, info.default_scheduler) for each in draw(mix, count, 1.0, "admission")]
     work = [

@@ -143,6 +143,15 @@ class ModelInfo:
     supports_negative_prompt: bool
     doubles_guided: bool = True  # whether a guided picture is two rows of a model call
 
+    @property
+    def default_size(self) -> Size:
+        """The size of a picture whose request names none."""
+        return (self.default_width, self.default_height)
+
+    def takes_side(self, side: int) -> bool:
+        """Whether a picture may be `side` pixels wide or high."""
+        return self.min_size <= side <= self.max_size and side % self.size_multiple == 0
+
     def rows(self, params: Params) -> int:
         """Rows of a model call that one picture of `params` takes."""
         return 2 if self.doubles_guided and params.guidance_scale > 1 else 1

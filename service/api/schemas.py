@@ -102,7 +102,7 @@ class GenerateRequest(BaseModel):
 def check(params: Params, model: ModelInfo) -> None:
     """Raise `InvalidRequest`, naming the field and what is allowed, unless `model` can do `params`."""
     for field, size in (("width", params.width), ("height", params.height)):
-        if not model.min_size <= size <= model.max_size or size % model.size_multiple:
+        if not model.takes_side(size):
             raise InvalidRequest(
                 f"must be a multiple of {model.size_multiple} from {model.min_size} to {model.max_size}, got {size}",
                 field=field,

@@ -116,14 +116,16 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         """Encode the prompts and draw the first latents of pictures that got a slot."""
         waiting = {each.picture: each for each in self._waiting}
         self._start(waiting.keys() & {each.picture for each in newcomers})
-        free = Counter({size: self._cap(size, now) - self._busy[size] for size in {_size(each) for each in newcomers}})
+        free = Counter(
+            {size: self._cap(size, now) - self._busy[size] for size in {each.picture.size for each in newcomers}}
+        )
         found_free_slots = False
         for picture, row in self._apart([each.picture for each in newcomers], self._encode, Stage.TEXT_ENCODE):
             if isinstance(row, Exception):
                 self._fail(picture.task_id, row)
             elif picture.task_id in self._tasks:
-                free[picture.params.size] -= 1
-                was_free = free[picture.params.size] >= 0
+                free[picture.size] -= 1
+                was_free = free[picture.size] >= 0
                 found_free_slots |= was_free and not waiting[picture].alone  # before a suspect all is to be handed out
                 since = waiting[picture].arrived_at if was_free else now
                 self._begun[picture] = Begun(waiting[picture], row, since)
@@ -206,8 +208,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _part(self) -> list[Begun[R]]:
         """Take finished rows of one size, as many as are decoded together."""
         size = self._done[0].size
-        at_most = self._at_most(self._profile.decoded_together(size), Stage.VAE_DECODE, size, self._clock())
-        part = [each for each in self._done if each.size == size][:at_most]
+        part = [each for each in self._done if each.size == size][: self._profile.decoded_together(size)]
         self._done = [each for each in self._done if each not in part]
         return part
 
@@ -237,7 +238,15 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _apart(
         self, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]], stage: Stage
     ) -> Iterator[tuple[T, U | Exception]]:
-        """What `call` gives for each item, or why it fails for this one even alone: halves are tried apart."""
+        """What `call` gives for each item, or why it fails for this one even alone: halves are tried apart.
+
+        Where memory ran out lately, fewer at a time to begin with.
+        """
+        at_most = self._at_most(len(items), stage, items[0].size, self._clock())
+        if at_most < len(items):
+            for first in range(0, len(items), at_most):
+                yield from self._apart(items[first : first + at_most], call, stage)
+            return
         middle = len(items) // 2
         try:
             results = call(items)
@@ -288,7 +297,3 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._settled_until = 0.0
         self._begun = {picture: each for picture, each in self._begun.items() if picture.task_id != task_id}
         self._done = [each for each in self._done if each.picture.task_id != task_id]
-
-
-def _size(candidate: Candidate) -> Size:
-    return candidate.picture.params.size

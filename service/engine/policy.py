@@ -14,7 +14,7 @@ from service.engine.contract import Picture
 
 PROMOTE_SECONDS = 60.0
 AGEING = 0.5  # seconds of work that a second of waiting makes up for
-PAUSE_GAP = 2  # ranks: only a high one takes the slot of a low one
+PAUSE_GAP = 2  # ranks: as of a high one over a low one
 MAX_SKIPS = 8
 SHARES = {Priority.HIGH: 16.0, Priority.NORMAL: 4.0, Priority.LOW: 1.0}
 RAISE_SECONDS = 60.0
@@ -66,7 +66,7 @@ def assign_slots(
     ordered = sorted(candidates, key=lambda each: (*order(each, now), each.picture.task_id, each.picture.index))
     groups: dict[Size, list[Candidate]] = {}
     for each in _without_mates_of_suspects(ordered):
-        groups.setdefault(each.picture.params.size, []).append(each)
+        groups.setdefault(each.picture.size, []).append(each)
     return [each for size, group in groups.items() for each in _fill(group, cap(size), now)]
 
 

@@ -22,6 +22,7 @@ ROUNDS = 3
 TIMED_STEPS = 2
 DRIFT = 1.5
 FORMAT = 1  # of the file; another number makes older ones void
+NOT_TUNING = {"data_dir", "batching", "batch_window_ms", "order", "prompt_cache_mb", "slots", "faults"}
 ADAPTER = TypeAdapter(Profile)
 
 
@@ -35,10 +36,10 @@ def profile_by_step(
 
     Otherwise it is measured, and kept if that can be done. Raises `StartupError` for sizes the model does not take.
     """
-    sizes = settings.sizes_to_profile or [default_size(model.info)]
+    sizes = settings.sizes_to_profile or [model.info.default_size]
     for size in sizes:
         _check(size, model.info)
-    _make(model, _pictures(model.info, default_size(model.info), 1), clock)
+    _make(model, _pictures(model.info, model.info.default_size, 1), clock)
     file = settings.data_dir / f"profile-{_digest(model.info, settings, machine)}.json"
     profile = _read(file)
     if profile is None or not _still_holds(profile, model, settings.max_batch, clock):
@@ -48,12 +49,11 @@ def profile_by_step(
 
 
 def _check(size: Size, info: ModelInfo) -> None:
-    for side in size:
-        if not info.min_size <= side <= info.max_size or side % info.size_multiple:
-            raise StartupError(
-                f"SAFELIGHT_PROFILE_SIZES: sides must be multiples of {info.size_multiple} from {info.min_size} to "
-                f"{info.max_size}, got {size[0]}x{size[1]}"
-            )
+    if not all(info.takes_side(side) for side in size):
+        raise StartupError(
+            f"SAFELIGHT_PROFILE_SIZES: sides must be multiples of {info.size_multiple} from {info.min_size} to "
+            f"{info.max_size}, got {size[0]}x{size[1]}"
+        )
 
 
 def _read(file: Path) -> Profile | None:
@@ -87,7 +87,7 @@ def _still_holds(profile: Profile, model: StepModel[R], max_batch: int, clock: C
 
 def profile_by_batch(model: BatchModel, slots: int) -> Profile:
     """A rough profile of a model that makes whole batches: from one picture, and as if batching gained nothing."""
-    size = default_size(model.info)
+    size = model.info.default_size
     picture = _pictures(model.info, size, 1)
     model.generate(picture, lambda seconds: None)
     steps: list[float] = []
@@ -98,14 +98,9 @@ def profile_by_batch(model: BatchModel, slots: int) -> Profile:
     return Profile((Curve(size, points),), extra, model.info.rows(picture[0].params), slots, {size: slots})
 
 
-def default_size(info: ModelInfo) -> Size:
-    """The size of a picture whose request names none."""
-    return (info.default_width, info.default_height)
-
-
 def _digest(info: ModelInfo, settings: EngineSettings, machine: str) -> str:
     """A hash of all that the profile depends on."""
-    tuning = settings.model_dump(mode="json", exclude={"data_dir", "batching", "batch_window_ms", "slots", "faults"})
+    tuning = settings.model_dump(mode="json", exclude=NOT_TUNING)
     return hashlib.sha256(f"{FORMAT}\0{info}\0{tuning}\0{machine}".encode()).hexdigest()[:16]
 
 

@@ -2,10 +2,11 @@
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from operator import itemgetter
 
 from observability.events import Batching, BatchStepped, Event, OutOfMemorySplit, Priority, Stage
 from service.core import Params, Size
@@ -17,6 +18,8 @@ WEIGHT = 0.1
 MAX_RATIO = 5.0  # one step that was held up says little about the next
 FORGET_SECONDS = 30.0
 NEARLY_NONE = 1e-9
+
+Key = tuple[float | str, ...]  # sorts by the order of service
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class _Row:
     rows: int
     steps_left: float
     rank: int
-    key: tuple[float | str, ...]
+    key: Key
 
 
 class Estimator:
@@ -73,15 +76,15 @@ class Estimator:
 
     def forecast(self, flights: Iterable[Flight], now: float) -> Forecast:
         """Play all unfinished `flights` forward from monotonic `now`; without a profile, only places are known."""
-        flights = sorted(flights, key=lambda each: self._key(each, now))
-        waiting = (each.id for each in flights if not each.has_started)
+        keys = dict(sorted(((each, self._key(each, now)) for each in flights), key=itemgetter(1)))
+        waiting = (each.id for each in keys if not each.has_started)
         positions = {flight_id: place for place, flight_id in enumerate(waiting)}
         if self._ready is None:
             return Forecast({}, positions)
         correction = self._faded(now)
-        if not any(each.has_started for each in flights):  # what was slow is over
+        if not any(each.has_started for each in keys):  # what was slow is over
             correction = min(correction, 1.0)
-        return Forecast({name: each * correction for name, each in self._play(flights, now).items()}, positions)
+        return Forecast({name: each * correction for name, each in self._play(keys, now).items()}, positions)
 
     def _candidate(self, flight: Flight) -> Candidate:
         work = 0.0
@@ -93,17 +96,17 @@ class Estimator:
             work = (params.total_steps - flight.steps_done) * self._costs[kind]
         return Candidate(Picture(flight.id, 0, flight.params), flight.priority, flight.entered_at, work)
 
-    def _key(self, flight: Flight, now: float) -> tuple[float | str, ...]:
+    def _key(self, flight: Flight, now: float) -> Key:
         """The engine's own order of service."""
         return (*self._order(self._candidate(flight), now), flight.id)
 
-    def _play(self, flights: Sequence[Flight], now: float) -> dict[str, float]:
-        """By the profile: rows get slots as in the engine and step together until one is done; sizes take turns."""
+    def _play(self, keys: Mapping[Flight, Key], now: float) -> dict[str, float]:
+        """By the profile, flights in order of service: rows get slots as in the engine and step together until one is done; sizes take turns."""
         assert self._ready is not None, "ready"
-        running: dict[Size, list[_Row]] = {flight.params.size: [] for flight in flights}
+        running: dict[Size, list[_Row]] = {flight.params.size: [] for flight in keys}
         waiting: dict[Size, list[_Row]] = {size: [] for size in running}
-        for flight in flights:
-            rows = self._rows(flight, now)
+        for flight, key in keys.items():
+            rows = self._rows(flight, key, now)
             running[flight.params.size] += rows[: flight.slots]
             waiting[flight.params.size] += rows[flight.slots :]
         caps = {size: self._cap(size, now) for size in running}
@@ -124,7 +127,7 @@ class Estimator:
                 rows[:] = [each for each in rows if each.steps_left > NEARLY_NONE]
         return done
 
-    def _rows(self, flight: Flight, now: float) -> list[_Row]:
+    def _rows(self, flight: Flight, key: Key, now: float) -> list[_Row]:
         """The pictures that `flight` still needs, those that hold slots first and taken to be equally far."""
         assert self._ready is not None, "ready"
         steps = flight.params.num_inference_steps
@@ -132,7 +135,7 @@ class Estimator:
         begun = max(flight.slots, 1) if flight.has_started else 0
         unbegun = max(0, math.ceil(left / steps) - begun)
         lengths = [(left - unbegun * steps) / max(begun, 1)] * begun + [float(steps)] * unbegun
-        rank, key = self._candidate(flight).rank(now), self._key(flight, now)
+        rank = self._candidate(flight).rank(now)
         rows = self._ready.info.rows(flight.params)
         return [_Row(flight.id, flight.params.size, rows, length, rank, key) for length in lengths]
 

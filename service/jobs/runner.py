@@ -117,8 +117,7 @@ class Runner:
 
     def _became_ready(self, message: Ready) -> None:
         info, profile = message.info, message.profile
-        size = (info.default_width, info.default_height)
-        slots = profile.cap(size)
+        slots = profile.cap(info.default_size)
         self.ready = message
         self.is_ready = True
         self._last_beat = self._clock()
@@ -134,7 +133,7 @@ class Runner:
             message.warmup_seconds,
             message.batching.value,
             slots,
-            *size,
+            *info.default_size,
         )
         if message.batching is not self._batching:
             log.warning("%s cannot be driven step by step: %s batching instead", info.pipeline, message.batching.value)

@@ -34,7 +34,24 @@ class Inbox(SimpleQueue[Command]):
         return super().get_nowait()
 
 
-class Bench(FakeModel):
+class Wire:
+    """The test's end of a loop: what it is told, and what it has sent."""
+
+    inbox: "SimpleQueue[Command]"
+    sent: list[Message]
+
+    def put(self, *commands: Command) -> None:
+        """Queue commands for the loop."""
+        for command in commands:
+            self.inbox.put(command)
+
+    def of(self, kind: type) -> list[Any]:
+        """The messages, or the events in messages, of one kind."""
+        events = [each.event for each in self.sent if isinstance(each, Happened | Stepped)]
+        return [each for each in (*self.sent, *events) if isinstance(each, kind)]
+
+
+class Bench(FakeModel, Wire):
     """A loop with its inbox, what it sent, and a hook that runs after every step; it is the loop's model itself."""
 
     def __init__(self, faults: str = "", slots: int = 8, decode_seconds: float = 0.0, **sizes: int) -> None:
@@ -68,22 +85,12 @@ class Bench(FakeModel):
         self.now += self.decode_seconds * len(rows)
         return super().decode(rows)
 
-    def put(self, *commands: Command) -> None:
-        """Queue commands for the loop."""
-        for command in commands:
-            self.inbox.put(command)
-
     def run(self, turns: int = 1000) -> None:
         """Turns until nothing is left to do, at most so many."""
         for _ in range(turns):
             if self.inbox.empty() and not self.loop._tasks:
                 return
             self.loop.turn()
-
-    def of(self, kind: type) -> list[Any]:
-        """The messages, or the events in messages, of one kind."""
-        events = [each.event for each in self.sent if isinstance(each, Happened | Stepped)]
-        return [each for each in (*self.sent, *events) if isinstance(each, kind)]
 
     @property
     def holders(self) -> list[Picture]:

@@ -1,8 +1,6 @@
 """The loop of window mode, driven turn by turn with the fake model."""
 
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +9,9 @@ from observability.events import BatchStepped, OutOfMemorySplit, Priority, Reaso
 from service.engine.contract import (
     Batch,
     Cancel,
-    Command,
     Drain,
     Drained,
     Finished,
-    Happened,
     Message,
     Picture,
     Raise,
@@ -28,13 +24,14 @@ from service.engine.faults import Faults, FaultyBatchModel
 from service.engine.window_loop import WindowLoop
 from service.settings import EngineSettings
 from tests.support import build
+from tests.support.engine import Inbox, Wire
 
 
-class Bench:
+class Bench(Wire):
     """A loop with its inbox, what it sent, and a hook that runs after every step of a batch."""
 
     def __init__(self, faults: str = "", max_batch: int = 8, window: float = 0.0) -> None:
-        self.inbox: SimpleQueue[Command] = SimpleQueue()
+        self.inbox = Inbox()
         self.sent: list[Message] = []
         self.batches: list[list[str]] = []
         self.after_step: Callable[[int], None] = lambda _step: None
@@ -53,22 +50,12 @@ class Bench:
 
         return self._model.generate(pictures, step)
 
-    def put(self, *commands: Command) -> None:
-        """Queue commands for the loop."""
-        for command in commands:
-            self.inbox.put(command)
-
     def run(self, turns: int = 12) -> None:
         """Enough turns for all that waits; the first of them takes the commands."""
         self.loop._receive(timeout=0.0)
         for _ in range(turns):
             if self.loop._waiting:
                 self.loop.turn()
-
-    def of(self, kind: type) -> list[Any]:
-        """The messages, or the events in messages, of one kind."""
-        events = [each.event for each in self.sent if isinstance(each, Happened | Stepped)]
-        return [each for each in (*self.sent, *events) if isinstance(each, kind)]
 
 
 def test_a_task_is_started_stepped_and_finished() -> None:

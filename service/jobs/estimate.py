@@ -101,7 +101,10 @@ class Estimator:
         return (*self._order(self._candidate(flight), now), flight.id)
 
     def _play(self, keys: Mapping[Flight, Key], now: float) -> dict[str, float]:
-        """By the profile, flights in order of service: rows get slots as in the engine and step together until one is done; sizes take turns."""
+        """Seconds until each flight is done, by the profile.
+
+        Rows get slots as in the engine and step together until one is done; sizes take turns.
+        """
         assert self._ready is not None, "ready"
         running: dict[Size, list[_Row]] = {flight.params.size: [] for flight in keys}
         waiting: dict[Size, list[_Row]] = {size: [] for size in running}

@@ -3,11 +3,10 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from service.engine.profile import Curve, Point, Profile
 from service.engine.profiling import batches
@@ -73,19 +72,6 @@ class Times:
         return "\n".join(lines)
 
 
-Samples = dict[str, list[Sample]]  # by when they were taken
-
-
-def to_json(samples: Samples) -> dict[str, list[dict[str, float]]]:
-    """What `from_json` reads."""
-    return {when: [asdict(each) for each in taken] for when, taken in samples.items()}
-
-
-def from_json(curves: Mapping[str, Iterable[Mapping[str, Any]]]) -> Samples:
-    """The samples of `to_json`."""
-    return {when: [Sample(**each) for each in taken] for when, taken in curves.items()}
-
-
 def read(path: Path) -> list[Sample]:
-    """Every sample in a file of `benchmarks.simulate` or of `benchmarks.engine`."""
-    return [each for taken in from_json(json.loads(path.read_text())["curves"]).values() for each in taken]
+    """The curve in a file of `benchmarks.simulate` or of `benchmarks.engine`."""
+    return [Sample(**each) for each in json.loads(path.read_text())["curve"]]

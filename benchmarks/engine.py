@@ -1,33 +1,38 @@
 """The engine against the bare pipeline, and `continuous` against `window` batching, side by side in one run.
 
 Part `saturated`: pictures a second of diffusers' pipeline called directly and of the service under closed-loop clients,
-20 steps, guidance 7.5. Parts `mixed` and `uniform`: open-loop Poisson traffic, in blocks that go in turns to a `window`
-and a `continuous` service, so that a drift of the machine hurts both; one is idle while the other works. A latency is
-the HTTP client's, from the time the request was due to the picture in hand. Beside it stands what an ideal engine
-reaches with the same requests (`benchmarks.simulate`) and the batch times measured between the blocks.
+20 steps, guidance 7.5; they take turns of a few seconds, and whoever is not measured is frozen. Parts `mixed` and
+`uniform`: open-loop Poisson traffic, in blocks that go in turns to a `window` and a `continuous` service, while the
+other is idle. A latency is the HTTP client's, from the time the request was due to the picture in hand.
+
+The machine's speed drifts, so the batch times of the bare pipeline are measured before and after every block. A load is
+a share of what `window` makes of that traffic when all of it waits: measured, and scaled by the batch times just before
+the block. Beside each latency stands what an ideal engine reaches with the same requests (`benchmarks.simulate`) and
+the batch times around the block.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from benchmarks import simulate
 from benchmarks.bare import CURVE_STEPS, BareProcess, bare_process
-from benchmarks.curve import MAX_BATCH, Times
-from benchmarks.harness import Service, closed_loop, open_loop, service
-from benchmarks.report import MODES, Block, Rate, Results, requests_of, tell
-from benchmarks.traffic import MIXES, draw
+from benchmarks.curve import MAX_BATCH, Sample, Times
+from benchmarks.harness import ClosedLoop, Service, open_loop, service
+from benchmarks.report import MODES, Block, Rate, Results, tell
+from benchmarks.traffic import MIXES, all_at_once
 from observability.events import Batching
 
 PARTS = ("saturated", *MIXES)
 RAW_BATCHES = (1, 2, 4, 8)
 START_ROUNDS = 4
-BLOCK_ROUNDS = 2  # samples of each batch size before each pair of blocks
+ROUND_PICTURES = 8  # of each case in a round of the saturated part
+SHARE_PICTURES = 64  # to measure what `window` makes when all wait: full batches of every kind of request
 SETTLE_SECONDS = 0.5
 KEPT = ("model", "seed", "requests", "blocks")  # what a run that goes on must have in common with its start
 
@@ -53,29 +58,27 @@ class Progress:
 class Run:
     """The measurement. What is in `results` already is not measured again."""
 
-    def __init__(self, arguments: argparse.Namespace, results: Results, bare: BareProcess) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, results: Results, bare: BareProcess, services: Mapping[str, Service]
+    ) -> None:
         self._arguments = arguments
         self._results = results
         self._bare = bare
+        self._services = services
 
-    def prepare(self, services: Mapping[str, Service]) -> None:
-        """Find the slots, the curve and the rates that the loads are shares of."""
-        results = self._results
-        slots = services["continuous"].slots()
-        if results.slots not in (0, slots):
-            raise SystemExit(f"continuous had {results.slots} slots and has {slots} now; give --slots {results.slots}")
-        results.slots = slots
-        if "start" not in results.curves:
-            results.curves["start"] = self._bare.curve(START_ROUNDS)
-        times = Times(results.curves["start"])
-        window = simulate.engines(times, slots)["window"]
-        for traffic in MIXES:
-            results.rates.setdefault(traffic, simulate.saturated(window, traffic, results.settings["seed"]))
+    def prepare(self) -> None:
+        """Find the slots and a first curve."""
+        slots = self._services["continuous"].slots()
+        if self._results.slots not in (0, slots):
+            raise SystemExit(f"continuous has {slots} slots now; give --slots {self._results.slots}")
+        self._results.slots = slots
+        if not self._results.curve:
+            self._results.curve = self._bare.curve(START_ROUNDS)
         self._keep()
 
-    def measure(self, services: Mapping[str, Service]) -> None:
+    def measure(self) -> None:
         """Run all parts."""
-        work = [(seconds, step) for part in self._arguments.parts for seconds, step in self._plan(part, services)]
+        work = [each for part in self._arguments.parts for each in self._plan(part)]
         progress = Progress(sum(seconds for seconds, _ in work))
         for seconds, step in work:
             progress.did(seconds, step())
@@ -85,57 +88,84 @@ class Run:
         if self._arguments.json is not None:
             self._results.write(self._arguments.json)
 
-    def _plan(self, part: str, services: Mapping[str, Service]) -> list[Step]:
+    def _plan(self, part: str) -> list[Step]:
         """What is left to do for a part: the seconds it should take, and how to do it."""
-        if part == "saturated":
-            done = {each.round for each in self._results.saturated}
-            seconds = self._arguments.pictures / self._results.rates["uniform"] * (len(RAW_BATCHES) + 4)
-            rounds = [number for number in range(self._arguments.rounds) if number not in done]
-            return [(seconds, partial(self._saturated, number, services)) for number in rounds]
-        return [step for load in self._arguments.loads for step in self._pairs(part, load, services)]
+        if part != "saturated":
+            return [each for load in self._arguments.loads for each in self._pairs(part, load)]
+        if self._results.saturated:
+            return []
+        rate = self._window_rate("uniform", self._results.curve)
+        pictures = self._arguments.rounds * ROUND_PICTURES * (len(RAW_BATCHES) + 4) + 4 * self._arguments.clients
+        return [(pictures / rate, self._saturated)]
 
-    def _pairs(self, traffic: str, load: float, services: Mapping[str, Service]) -> list[Step]:
-        times = Times(self._results.curves["start"])
+    def _pairs(self, traffic: str, load: float) -> list[Step]:
+        times = Times(self._results.curve)
         ideal = simulate.engines(times, self._results.slots)
-        curve_seconds = BLOCK_ROUNDS * sum(times.batch(n, CURVE_STEPS) for n in range(1, MAX_BATCH + 1))
+        rate = load * self._window_rate(traffic, self._results.curve)
+        curves = (2 + len(MODES)) * sum(times.batch(n, CURVE_STEPS) for n in range(1, MAX_BATCH + 1))
         done = {(each.traffic, each.load, each.index) for each in self._results.blocks}
         steps: list[Step] = []
-        for index, requests in enumerate(requests_of(self._results, traffic, load)):
+        for index in range(self._results.settings["blocks"]):
             if (traffic, load, index) not in done:
+                requests = self._results.requests(traffic, load, index, rate)
                 seconds = sum(requests[-1].at + ideal[name](requests)[-1] for name in MODES.values())
-                steps.append((curve_seconds + seconds, partial(self._pair, traffic, load, index, services)))
+                steps.append((curves + seconds, partial(self._pair, traffic, load, index)))
         return steps
 
-    def _pair(self, traffic: str, load: float, index: int, services: Mapping[str, Service]) -> str:
-        """One block in both services, in alternating order; the curve first, and also after the last block."""
+    def _pair(self, traffic: str, load: float, index: int) -> str:
+        """One block in both services, in alternating order, with curves before, between and after."""
         results = self._results
-        samples = results.curves.setdefault(f"{traffic} {load}", [])
-        samples += self._bare.curve(BLOCK_ROUNDS)
-        requests = requests_of(results, traffic, load)[index]
-        medians = {}
+        before = self._bare.curve(2)
+        rate = load * self._share(traffic) * self._window_rate(traffic, before)
+        requests = results.requests(traffic, load, index, rate)
+        measured = []
         for mode in list(MODES) if index % 2 == 0 else list(reversed(MODES)):
             time.sleep(SETTLE_SECONDS)
-            latencies = open_loop(services[mode], requests)
-            results.blocks.append(Block(traffic, load, index, mode, latencies))
-            medians[mode] = statistics.median(latencies)
-        if index == results.settings["blocks"] - 1:
-            samples += self._bare.curve(BLOCK_ROUNDS)
-        told = ", ".join(f"{mode} {medians[mode]:.2f} s" for mode in MODES)
-        return f"{traffic}, load {load:g}, block {index + 1}: median {told}"
+            latencies = open_loop(self._services[mode], requests)
+            after = self._bare.curve(1)
+            measured.append(Block(traffic, load, index, mode, rate, latencies, before + after))
+            before = after
+        results.blocks += measured
+        medians = ", ".join(f"{each.mode} {statistics.median(each.latencies):.2f} s" for each in measured)
+        return f"{traffic}, load {load:g}, block {index + 1}: {rate:.2f} requests/s, median {medians}"
 
-    def _saturated(self, number: int, services: Mapping[str, Service]) -> str:
-        """One round: the bare pipeline at each batch size, then the service in each mode."""
-        arguments = self._arguments
-        requests = draw(MIXES["uniform"], arguments.pictures + arguments.clients, 1.0, f"saturated {number}")
-        rates = {}
-        for batch in sorted({*RAW_BATCHES, self._results.slots}):
-            seconds = self._bare.seconds(batch, arguments.pictures, requests[0].steps)
-            rates[f"raw {batch}"] = arguments.pictures / seconds
-        for mode, target in services.items():
-            time.sleep(SETTLE_SECONDS)
-            rates[mode] = arguments.pictures / closed_loop(target, requests, arguments.clients, arguments.pictures)
-        self._results.saturated += [Rate(number, case, rate) for case, rate in rates.items()]
-        return f"saturated, round {number + 1}: " + ", ".join(f"{case} {rate:.2f}" for case, rate in rates.items())
+    def _share(self, traffic: str) -> float:
+        """What `window` makes when all requests wait, as a share of the ideal."""
+        shares = self._results.shares
+        if traffic not in shares:
+            mix = MIXES[traffic]
+            requests = all_at_once(mix, SHARE_PICTURES // len(mix.kinds()), f"share {traffic}")
+            before = self._bare.curve(2)
+            seconds = max(open_loop(self._services["window"], requests))
+            ideal = max(simulate.engines(Times(before + self._bare.curve(2)), 1)["window"](requests))
+            shares[traffic] = ideal / seconds
+        return shares[traffic]
+
+    def _window_rate(self, traffic: str, samples: Sequence[Sample]) -> float:
+        """Pictures a second of an ideal `window` engine in front of which all requests wait."""
+        ideal = simulate.engines(Times(samples), self._results.slots)["window"]
+        return simulate.saturated(ideal, traffic, self._results.settings["seed"])
+
+    def _saturated(self) -> str:
+        """Rounds of the bare pipeline at each batch size and the service in each mode, in turns."""
+        arguments, results = self._arguments, self._results
+        requests = all_at_once(MIXES["uniform"], 1000, "saturated")
+        with ExitStack() as stack:
+            loops = {
+                mode: stack.enter_context(ClosedLoop(target, requests, arguments.clients))
+                for mode, target in self._services.items()
+            }
+            for number in range(arguments.rounds):
+                rates: dict[str, float] = {}
+                for batch in sorted({*RAW_BATCHES, results.slots}):
+                    seconds = self._bare.seconds(batch, ROUND_PICTURES, requests[0].steps)
+                    rates[f"raw {batch}"] = ROUND_PICTURES / seconds
+                for mode, loop in loops.items():
+                    rates[mode] = ROUND_PICTURES / loop.seconds(ROUND_PICTURES)
+                results.saturated += [Rate(number, case, rate) for case, rate in rates.items()]
+                told = ", ".join(f"{case} {rate:.2f}" for case, rate in rates.items())
+                print(f"saturated, round {number + 1}: {told}", file=sys.stderr, flush=True)
+        return f"saturated: {arguments.rounds} rounds"
 
 
 def start_results(arguments: argparse.Namespace) -> Results:
@@ -168,8 +198,7 @@ def parse() -> argparse.Namespace:
     simulate.add_traffic_options(parser)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--clients", type=int, default=16, help="clients of the saturated part")
-    parser.add_argument("--pictures", type=int, default=32, help="pictures of each case of it; a multiple of 8")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of it")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of it, of 8 pictures in each case")
     parser.add_argument("--json", type=Path, help="file to keep the results in, as they come")
     parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote the file of --json")
     parser.add_argument("--report", action="store_true", help="only print what is in the file of --json")
@@ -190,10 +219,10 @@ def main() -> None:
     results = start_results(arguments)
     with ExitStack() as stack:
         bare = stack.enter_context(bare_process(arguments.model))
-        run = Run(arguments, results, bare)
         services = start_services(arguments, arguments.slots or results.slots, stack)
-        run.prepare(services)
-        run.measure(services)
+        run = Run(arguments, results, bare, services)
+        run.prepare()
+        run.measure()
     tell(results)
 
 

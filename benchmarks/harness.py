@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +55,14 @@ class Service:
         """The JSON of a GET."""
         return json.loads(self.get(path))
 
+    def freeze(self) -> None:
+        """Stop its processes where they are, so that they leave the machine to others."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
     def slots(self) -> int:
         """Slots for pictures of the model's own size."""
         slots: int = self.get_json("/model")["profile"][0]["slots"]
@@ -69,7 +78,9 @@ def service(model: str, settings: Mapping[str, object]) -> Iterator[Service]:
         environment = {f"SAFELIGHT_{name.upper()}": str(value) for name, value in given.items()}
         with log.open("w") as stderr:
             command = [sys.executable, "-m", "service", "serve"]
-            process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=stderr)
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stderr=stderr, start_new_session=True
+            )
         try:
             yield _when_ready(process, log)
         finally:
@@ -127,33 +138,50 @@ def open_loop(target: Service, requests: Sequence[Request]) -> list[float]:
         return list(pool.map(client, requests))
 
 
-def closed_loop(target: Service, requests: Sequence[Request], clients: int, pictures: int) -> float:
-    """Seconds between the completion of picture number `clients` and the one `pictures` later, while every client
-    asks for its next picture as soon as it has got one; so start and end are left out.
+class ClosedLoop:
+    """`clients` of a service, each of which asks for its next picture as soon as it has one.
+
+    The service works only while `seconds` waits for pictures; between, it is frozen in the middle of its work.
     """
-    completed: list[float] = []
-    enough = threading.Event()
-    connections = [target.connect() for _ in range(clients)]
 
-    def client(number: int) -> None:
-        try:
-            for picture in itertools.count(number, clients):
-                ask(connections[number], requests[picture % len(requests)])
-                completed.append(time.perf_counter())
-                if len(completed) >= clients + pictures:
-                    enough.set()
-        except (OSError, http.client.HTTPException, SystemExit):
-            if not enough.is_set():
-                raise
-        finally:
-            enough.set()
+    def __init__(self, target: Service, requests: Sequence[Request], clients: int) -> None:
+        self._target = target
+        self._requests = requests
+        self._connections = [target.connect() for _ in range(clients)]
+        self._pool = ThreadPoolExecutor(max_workers=clients)
+        self._completed = threading.Semaphore(0)
+        self._is_over = False
+        self._clients = [self._pool.submit(self._client, number) for number in range(clients)]
 
-    with ThreadPoolExecutor(max_workers=clients) as pool:
-        running = [pool.submit(client, number) for number in range(clients)]
-        enough.wait()
-        for connection in connections:  # the service cancels what nobody waits for
+    def __enter__(self) -> "ClosedLoop":
+        self.seconds(len(self._clients))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._target.thaw()
+        for connection in self._connections:  # the service cancels what nobody waits for
             if connection.sock is not None:
                 connection.sock.shutdown(socket.SHUT_RDWR)
-        for each in running:
-            each.result()
-    return completed[clients + pictures - 1] - completed[clients - 1]
+        self._pool.shutdown()
+
+    def seconds(self, pictures: int) -> float:
+        """Seconds until so many more pictures have been answered."""
+        began = time.perf_counter()
+        self._target.thaw()
+        for _ in range(pictures):
+            while not self._completed.acquire(timeout=1.0):
+                for each in self._clients:
+                    if each.done():
+                        each.result()
+        self._target.freeze()
+        return time.perf_counter() - began
+
+    def _client(self, number: int) -> None:
+        try:
+            for picture in itertools.count(number, len(self._connections)):
+                ask(self._connections[number], self._requests[picture % len(self._requests)])
+                self._completed.release()
+        except (OSError, http.client.HTTPException, SystemExit):
+            if not self._is_over:
+                raise

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import curve, simulate
-from benchmarks.curve import Times
+from pydantic import TypeAdapter
+
+from benchmarks import simulate
+from benchmarks.curve import Sample, Times
 from benchmarks.simulate import Figures
-from benchmarks.traffic import Request, blocks
+from benchmarks.traffic import Request, block
 
 SERVED_ORDER = "continuous, shortest_first"  # the service's default
 MODES = {"window": "window", "continuous": SERVED_ORDER}  # and which ideal engine each is held against
@@ -21,13 +23,18 @@ SATURATED_BAR = 0.97
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Latencies in seconds of block number `index` of the traffic, by request, in a service of `mode`."""
+    """Latencies in seconds, by request, of block number `index` of the traffic in a service of `mode`.
+
+    The requests came at `rate` a second; `samples` of the bare pipeline were taken just before and after.
+    """
 
     traffic: str
     load: float
     index: int
     mode: str
+    rate: float
     latencies: list[float]
+    samples: list[Sample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,12 @@ class Rate:
 
 @dataclass
 class Results:
-    """All that was measured. `rates` are the rates of load 1 by traffic, in requests a second."""
+    """All that was measured. `shares` are what `window` makes of the ideal by traffic, when all requests wait."""
 
     settings: dict[str, Any]
     slots: int = 0
-    rates: dict[str, float] = field(default_factory=dict)
-    curves: curve.Samples = field(default_factory=dict)
+    curve: list[Sample] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
     saturated: list[Rate] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
 
@@ -54,30 +61,19 @@ class Results:
     def read(cls, path: Path) -> "Results":
         """The results that `write` left."""
         stored = json.loads(path.read_text())
-        return cls(
-            settings=stored["settings"],
-            slots=stored["slots"],
-            rates=stored["rates"],
-            curves=curve.from_json(stored["curves"]),
-            saturated=[Rate(**each) for each in stored["saturated"]],
-            blocks=[Block(**each) for each in stored["blocks"]],
-        )
+        del stored["checks"]
+        return TypeAdapter(cls).validate_python(stored)
 
     def write(self, path: Path) -> None:
         """Keep everything, and the checks so far."""
         checks = [{**asdict(each), "is_met": each.is_met} for each in self.checks()]
-        stored = {
-            "settings": self.settings,
-            "checks": checks,
-            "slots": self.slots,
-            "rates": self.rates,
-            "curves": curve.to_json(self.curves),
-            "saturated": [asdict(each) for each in self.saturated],
-            "blocks": [asdict(each) for each in self.blocks],
-        }
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(stored, indent=1) + "\n")
+        partial.write_text(json.dumps({"checks": checks, **asdict(self)}, indent=1) + "\n")
         partial.replace(path)
+
+    def requests(self, traffic: str, load: float, index: int, rate: float) -> list[Request]:
+        """The requests of one block, at `rate` a second; the same at every call."""
+        return block(traffic, load, index, rate, self.settings["requests"], self.settings["seed"])
 
     def measured(self, traffic: str, load: float, mode: str) -> list[Block]:
         """The blocks of one case, by index."""
@@ -94,19 +90,19 @@ class Results:
 
     def checks(self) -> "list[Check]":
         """Every figure that has a bar."""
-        saturated = Check(f"saturated continuous / raw {self.slots}", self.over_raw(), SATURATED_BAR)
-        found = [saturated] if self.saturated else []
+        raw = f"raw {self.slots}"
+        found = []
+        if self.saturated:
+            found = [Check(f"saturated continuous / {raw}", self.over("continuous", raw), SATURATED_BAR)]
         return found + [check for comparison in self.comparisons() for check in comparison.checks()]
 
-    def over_raw(self) -> float:
-        """Saturated `continuous` over the bare pipeline at the batch size of its slots; median of the rounds."""
-        return statistics.median(self.ratios("continuous", f"raw {self.slots}") or [0.0])
-
-    def ratios(self, case: str, base: str) -> list[float]:
-        """The rates of `case` over those of `base`, each taken within a round."""
-        rates = {(each.round, each.case): each.pictures_per_second for each in self.saturated}
-        rounds = sorted({each.round for each in self.saturated})
-        return [rates[n, case] / rates[n, base] for n in rounds if (n, case) in rates and (n, base) in rates]
+    def over(self, case: str, base: str) -> float:
+        """The saturated rate of `case` over that of `base`, over all rounds."""
+        ours, theirs = (
+            statistics.harmonic_mean([each.pictures_per_second for each in self.saturated if each.case == name])
+            for name in (case, base)
+        )
+        return ours / theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +130,16 @@ class Comparison:
 
     def __init__(self, results: Results, traffic: str, load: float, indices: Sequence[int]) -> None:
         self.traffic, self.load = traffic, load
-        self.requests = [requests_of(results, traffic, load)[index] for index in indices]
-        self.latencies = {
-            mode: [each.latencies for each in results.measured(traffic, load, mode) if each.index in indices]
-            for mode in MODES
+        self.blocks = {
+            mode: [each for each in results.measured(traffic, load, mode) if each.index in indices] for mode in MODES
         }
-        times = Times(results.curves[f"{traffic} {load}"])
-        ideal = simulate.engines(times, results.slots)
-        self.measured = {mode: Figures.of(self.requests, self.latencies[mode]) for mode in MODES}
-        self.ideal = {mode: simulate.run(ideal[name], self.requests) for mode, name in MODES.items()}
+        self.measured, self.ideal = {}, {}
+        for mode, blocks in self.blocks.items():
+            requests = [results.requests(traffic, load, each.index, each.rate) for each in blocks]
+            self.measured[mode] = Figures.of(requests, [each.latencies for each in blocks])
+            ideal = [simulate.engines(Times(each.samples), results.slots)[MODES[mode]] for each in blocks]
+            latencies = [engine(each) for engine, each in zip(ideal, requests, strict=True)]
+            self.ideal[mode] = Figures.of(requests, latencies)
 
     def checks(self) -> Iterator[Check]:
         """How much lower the latencies of `continuous` are, against the bar and against the ideal."""
@@ -154,17 +151,19 @@ class Comparison:
 
     def text(self) -> str:
         """A table, and the gain in every block."""
-        count = sum(map(len, self.requests))
+        pairs = list(zip(*(self.blocks[mode] for mode in MODES), strict=True))
+        count = sum(len(window.latencies) for window, _ in pairs)
+        rates = ", ".join(f"{window.rate:.2f}" for window, _ in pairs)
         lines = [
-            f"{self.traffic}, load {self.load:g}: {count} requests to each, in {len(self.requests)} blocks",
+            f"{self.traffic}, load {self.load:g}: {count} requests to each, in blocks of {rates} requests/s",
             f"  {'seconds':<24}{'mean':>8}{'median':>8}{'p95':>8}{'p99':>8}{'pictures/s':>12}",
         ]
         for mode in MODES:
             for kind, each in (("measured", self.measured[mode]), ("ideal", self.ideal[mode])):
                 numbers = "".join(f"{value:8.2f}" for value in (each.mean, each.median, each.p95, each.p99))
                 lines.append(f"  {mode + ', ' + kind:<24}{numbers}{each.throughput:12.2f}")
-        pairs = zip(self.latencies["window"], self.latencies["continuous"], strict=True)
-        gains = ", ".join(f"{statistics.median(theirs) / statistics.median(ours):.2f}" for theirs, ours in pairs)
+        medians = [[statistics.median(each.latencies) for each in pair] for pair in pairs]
+        gains = ", ".join(f"{window / continuous:.2f}" for window, continuous in medians)
         lines.append(f"  median of window / continuous, block by block: {gains}")
         return "\n".join(lines)
 
@@ -175,38 +174,31 @@ def gain(figures: dict[str, Figures], statistic: str) -> float:
     return float(theirs / ours)
 
 
-def requests_of(results: Results, traffic: str, load: float) -> list[list[Request]]:
-    """The blocks of requests of one traffic at one load; the same at every call."""
-    settings = results.settings
-    rate = load * results.rates[traffic]
-    return blocks(traffic, load, rate, settings["blocks"], settings["requests"], settings["seed"])
-
-
 def tell(results: Results) -> None:
     """Print everything."""
-    print(f"\n{Times([each for taken in results.curves.values() for each in taken]).table()}")
+    samples = results.curve + [sample for each in results.blocks for sample in each.samples]
+    print(f"\n{Times(samples).table()}")
     if results.saturated:
         print(f"\n{_saturated(results)}")
     for comparison in results.comparisons():
         print(f"\n{comparison.text()}")
-    print("\nideal: simulated with the same requests and with the bare pipeline's times as measured between the blocks")
-    rates = ", ".join(f"{traffic} {rate:.2f}" for traffic, rate in results.rates.items())
-    print(f"load 1: simulated window when all requests wait, with the times at the start; {rates} pictures/s")
+    print(
+        "\nideal: simulated with the same requests and with the bare pipeline's times just before and after each block"
+    )
+    shares = ", ".join(f"{traffic} {share:.3f} of the ideal" for traffic, share in results.shares.items())
+    print(f"load 1: what window makes when all requests wait; {shares}")
     print(f"continuous had {results.slots} slots\n")
     for check in results.checks():
         print(check)
 
 
 def _saturated(results: Results) -> str:
-    rates: dict[str, list[float]] = {}
-    for each in results.saturated:
-        rates.setdefault(each.case, []).append(each.pictures_per_second)
     lines = ["saturated     pictures/s  over raw 1   each round"]
-    for case, values in rates.items():
-        over = statistics.median(results.ratios(case, "raw 1") or [0.0])
-        each_round = ", ".join(f"{value:.2f}" for value in values)
-        lines.append(f"{case:<12}{statistics.median(values):12.2f}{over:11.2f}x   {each_round}")
+    for case in dict.fromkeys(each.case for each in results.saturated):
+        rates = [each.pictures_per_second for each in results.saturated if each.case == case]
+        each_round = ", ".join(f"{rate:.2f}" for rate in rates)
+        over = results.over(case, "raw 1")
+        lines.append(f"{case:<12}{statistics.harmonic_mean(rates):12.2f}{over:11.2f}x   {each_round}")
     for case, base in (("continuous", f"raw {results.slots}"), ("window", "raw 8"), ("sequential", "raw 1")):
-        ratios = ", ".join(f"{value:.3f}" for value in results.ratios(case, base))
-        lines.append(f"{case} / {base}: {ratios}")
+        lines.append(f"{case} / {base}: {results.over(case, base):.3f}")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import curve
 from benchmarks.bare import bare_process
 from benchmarks.curve import MAX_BATCH, ROWS_PER_GUIDED, SIZE, Times
-from benchmarks.traffic import MIXES, Request, all_at_once, blocks
+from benchmarks.traffic import MIXES, Request, all_at_once, block
 from observability.events import Priority
 from service.engine.contract import Picture
 from service.engine.policy import ORDERS, Candidate, Order, assign_slots
@@ -167,7 +167,10 @@ def simulate(times: Times, slots: int, arguments: argparse.Namespace) -> dict[st
         results[traffic] = {"saturated": dict(capacities)}
         for load in arguments.loads:
             rate = load * capacities["window"]
-            requests = blocks(traffic, load, rate, arguments.blocks, arguments.requests, arguments.seed)
+            requests = [
+                block(traffic, load, index, rate, arguments.requests, arguments.seed)
+                for index in range(arguments.blocks)
+            ]
             figures = {name: run(engine, requests) for name, engine in ideal.items()}
             print(f"\n  load {load:g}: {rate:.2f} requests/s\n{_table(figures)}")
             results[traffic][str(load)] = {name: asdict(each) for name, each in figures.items()}
@@ -210,7 +213,8 @@ def main() -> None:
         with bare_process(arguments.model) as bare:
             samples = bare.curve(arguments.rounds)
     if arguments.save_curve is not None:
-        arguments.save_curve.write_text(json.dumps({"curves": curve.to_json({"start": samples})}, indent=1) + "\n")
+        kept = {"curve": [asdict(each) for each in samples]}
+        arguments.save_curve.write_text(json.dumps(kept, indent=1) + "\n")
     times = Times(samples)
     slots = arguments.slots or times.profile.cap(SIZE)
     print(f"{times.table()}\n\ncontinuous has {slots} slots of {ROWS_PER_GUIDED} rows")

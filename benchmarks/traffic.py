@@ -55,6 +55,10 @@ class Mix:
     steps: tuple[int, ...]
     guidance: tuple[float, ...]
 
+    def kinds(self) -> list[tuple[int, float]]:
+        """Steps and guidance of every kind of request; only the same can share a batch of one pipeline call."""
+        return list(product(self.steps, self.guidance))
+
 
 MIXES: Mapping[str, Mix] = {
     "mixed": Mix(steps=(4, 8, 20, 50), guidance=(5.0, 7.5)),
@@ -88,7 +92,7 @@ def draw(mix: Mix, count: int, rate: float, seed: str) -> list[Request]:
 
 def all_at_once(mix: Mix, each: int, seed: str) -> list[Request]:
     """`each` requests of every kind in the mix, in random order, which are all there at 0."""
-    kinds = list(product(mix.steps, mix.guidance)) * each
+    kinds = mix.kinds() * each
     random.Random(seed).shuffle(kinds)
     drawn = draw(mix, len(kinds), 1.0, seed)
     return [
@@ -97,6 +101,6 @@ def all_at_once(mix: Mix, each: int, seed: str) -> list[Request]:
     ]
 
 
-def blocks(traffic: str, load: float, rate: float, count: int, each: int, seed: int) -> list[list[Request]]:
-    """`count` blocks of `each` requests of the mix `traffic` that arrive at `rate` a second, for the load `load`."""
-    return [draw(MIXES[traffic], each, rate, f"{seed} {traffic} {load} {block}") for block in range(count)]
+def block(traffic: str, load: float, index: int, rate: float, count: int, seed: int) -> list[Request]:
+    """Block number `index` for the load `load`: `count` requests of the mix `traffic` at `rate` a second."""
+    return draw(MIXES[traffic], count, rate, f"{seed} {traffic} {load} {index}")

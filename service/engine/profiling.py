@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +21,7 @@ from service.settings import EngineSettings
 log = logging.getLogger("safelight.engine")
 
 ROUNDS = 3
-TIMED_STEPS = 2
+TIMED_STEPS = 2  # of the largest batch; of smaller ones more, so that all are timed for about as long
 DRIFT = 1.5
 FORMAT = 1  # of the file; another number makes older ones void
 NOT_TUNING = {"data_dir", "batching", "batch_window_ms", "order", "prompt_cache_mb", "slots", "faults"}
@@ -81,7 +83,7 @@ def _still_holds(profile: Profile, model: StepModel[R], max_batch: int, clock: C
     """Whether a step takes about as long as the profile says, which may have been measured beside other work."""
     curve = profile.curves[0]
     batch = replace(profile, max_batch=max_batch).cap(curve.size)
-    ratio = _step_seconds(model, curve.size, batch, clock) / curve.seconds(batch)
+    ratio = _step_seconds(model, curve.size, batch, max_batch, clock) / curve.seconds(batch)
     return 1 / DRIFT < ratio < DRIFT
 
 
@@ -107,22 +109,22 @@ def _digest(info: ModelInfo, settings: EngineSettings, machine: str) -> str:
 def measure(
     model: StepModel[R], sizes: Sequence[Size], max_batch: int, clock: Callable[[], float] = time.monotonic
 ) -> Profile:
-    """Time steps of 1, 2, 4, ... `max_batch` guided pictures of each size; of several times the least counts."""
-    pictures = _pictures(model.info, sizes[0], 1, prompt="another prompt, which is in no cache")
-    extra = _make(model, pictures, clock)
+    """Time steps of 1, 2, 4, ... `max_batch` guided pictures of each size."""
+    new = [_pictures(model.info, sizes[0], 1, prompt=f"prompt {n}, which is in no cache") for n in range(ROUNDS)]
+    extra = statistics.median(_make(model, pictures, clock) for pictures in new)
     curves = tuple(_curve(model, size, max_batch, clock) for size in sizes)
-    return Profile(curves, extra, model.info.rows(pictures[0].params), max_batch)
+    return Profile(curves, extra, model.info.rows(new[0][0].params), max_batch)
 
 
 def _curve(model: StepModel[R], size: Size, max_batch: int, clock: Callable[[], float]) -> Curve:
-    """All batch sizes in turns, so that a machine that is busy for a moment does not bend the curve."""
+    """All batch sizes in turns and for as long, so that a machine that is busy at times does not bend the curve."""
     seconds: dict[int, list[float]] = {batch: [] for batch in batches(max_batch)}
     peaks: dict[int, int | None] = {}
     is_whole = True
     for _ in range(ROUNDS):
         for batch in list(seconds):
             try:
-                seconds[batch].append(_step_seconds(model, size, batch, clock))
+                seconds[batch].append(_step_seconds(model, size, batch, max_batch, clock))
             except Exception as error:
                 if batch == 1 or not is_out_of_memory(error):
                     raise
@@ -133,7 +135,7 @@ def _curve(model: StepModel[R], size: Size, max_batch: int, clock: Callable[[], 
     points: list[Point] = []
     for batch, taken in seconds.items():
         least = points[-1].seconds if points else 0.0  # a larger batch is never faster, whatever disturbed the clock
-        points.append(Point(batch, max(min(taken), least), peaks[batch]))
+        points.append(Point(batch, max(statistics.median(taken), least), peaks[batch]))
     return Curve(size, tuple(points), is_whole)
 
 
@@ -143,16 +145,15 @@ def batches(most: int) -> Iterator[int]:
     yield most
 
 
-def _step_seconds(model: StepModel[R], size: Size, batch: int, clock: Callable[[], float]) -> float:
-    """The least time of some steps of `batch` pictures, after a warm one."""
-    rows = model.begin(_pictures(model.info, size, batch))
+def _step_seconds(model: StepModel[R], size: Size, batch: int, max_batch: int, clock: Callable[[], float]) -> float:
+    """The mean time of some steps of `batch` pictures, after a warm one."""
+    steps = TIMED_STEPS * math.ceil(max_batch / batch)
+    rows = model.begin(_pictures(model.info, size, batch, steps=1 + steps))
     _step(model, rows)
-    seconds = []
-    for _ in range(TIMED_STEPS):
-        began = clock()
+    began = clock()
+    for _ in range(steps):
         _step(model, rows)
-        seconds.append(clock() - began)
-    return min(seconds)
+    return (clock() - began) / steps
 
 
 def _step(model: StepModel[R], rows: Sequence[R]) -> None:
@@ -173,11 +174,11 @@ def _make(model: StepModel[R], pictures: Sequence[Picture], clock: Callable[[], 
     return seconds + clock() - began
 
 
-def _pictures(info: ModelInfo, size: Size, count: int, prompt: str = "warm-up") -> list[Picture]:
+def _pictures(info: ModelInfo, size: Size, count: int, prompt: str = "warm-up", steps: int = 3) -> list[Picture]:
     params = Params(
         prompt=prompt,
         negative_prompt="",
-        num_inference_steps=1 + TIMED_STEPS,
+        num_inference_steps=steps,
         guidance_scale=max(info.default_guidance_scale, 2.0),
         width=size[0],
         height=size[1],

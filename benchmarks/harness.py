@@ -182,6 +182,7 @@ class ClosedLoop:
             for picture in itertools.count(number, len(self._connections)):
                 ask(self._connections[number], self._requests[picture % len(self._requests)])
                 self._completed.release()
+                self._connections[number] = self._target.connect()  # the old one may die of old age in the frost
         except (OSError, http.client.HTTPException, SystemExit):
             if not self._is_over:
                 raise

@@ -20,7 +20,7 @@ CURVE_STEPS = 5
 
 
 class BarePipeline:
-    """The pipeline as a user would call it, with the engine's settings of PyTorch. Answers are PIL images."""
+    """The pipeline as a user would call it, with the engine's settings of PyTorch and memory. It makes PIL images."""
 
     def __init__(self, model: str) -> None:
         for name, value in IMPORT_ENVIRONMENT.items():
@@ -28,9 +28,10 @@ class BarePipeline:
         import torch
         from diffusers import AutoPipelineForText2Image
 
-        from service.engine.torch_setup import quieten
+        from service.engine.torch_setup import keep_memory, quieten
 
         quieten()
+        keep_memory()
         self._torch = torch
         self._pipe: Any = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=torch.float32)
         self._pipe.set_progress_bar_config(disable=True)

@@ -5,7 +5,8 @@ Part `saturated`: pictures a second of diffusers' pipeline called directly and o
 `uniform`: open-loop Poisson traffic, in blocks that go in turns to a `window` and a `continuous` service, while the
 other is idle. A latency is the HTTP client's, from the time the request was due to the picture in hand.
 
-The machine's speed drifts, so the batch times of the bare pipeline are measured before and after every block. A load is
+All is done once a launch, with new processes, since one process is faster than the next by its luck with memory. The
+machine's speed drifts too, so the batch times of the bare pipeline are measured before and after every block. A load is
 a share of what `window` makes of that traffic when all of it waits: measured, and scaled by the batch times just before
 the block. Beside each latency stands what an ideal engine reaches with the same requests (`benchmarks.simulate`) and
 the batch times around the block.
@@ -15,14 +16,13 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from benchmarks import simulate
-from benchmarks.bare import CURVE_STEPS, BareProcess, bare_process
-from benchmarks.curve import MAX_BATCH, Sample, Times
+from benchmarks.bare import bare_process
+from benchmarks.curve import Sample, Times
 from benchmarks.harness import ClosedLoop, Service, open_loop, service
 from benchmarks.report import MODES, Block, Rate, Results, tell
 from benchmarks.traffic import MIXES, all_at_once
@@ -36,81 +36,28 @@ SHARE_PICTURES = 64  # to measure what `window` makes when all wait: full batche
 SETTLE_SECONDS = 0.5
 KEPT = ("model", "seed", "requests", "blocks")  # what a run that goes on must have in common with its start
 
-Step = tuple[float, Callable[[], str]]  # about how many seconds it takes; how to do it, which returns what came out
-
-
-class Progress:
-    """Tells on stderr what is done, and how long the rest will take. `planned` is in seconds."""
-
-    def __init__(self, planned: float) -> None:
-        self._planned = planned
-        self._done = 0.0
-        self._began = time.perf_counter()
-
-    def did(self, planned: float, what: str) -> None:
-        """Something is done that was planned to take so many seconds."""
-        self._done += planned
-        elapsed = time.perf_counter() - self._began
-        left = elapsed / self._done * max(0.0, self._planned - self._done)
-        print(f"{what}; about {left / 60:.0f} min left", file=sys.stderr, flush=True)
-
 
 class Run:
-    """The measurement. What is in `results` already is not measured again."""
+    """The measurements of one launch. What is in `results` already is not measured again."""
 
-    def __init__(
-        self, arguments: argparse.Namespace, results: Results, bare: BareProcess, services: Mapping[str, Service]
-    ) -> None:
+    def __init__(self, arguments: argparse.Namespace, results: Results, stack: ExitStack) -> None:
         self._arguments = arguments
         self._results = results
-        self._bare = bare
-        self._services = services
+        self._bare = stack.enter_context(bare_process(arguments.model))
+        self._services = start_services(arguments, arguments.slots or results.slots, stack)
+        results.slots = self._services["continuous"].slots()
+        if not results.curve:
+            results.curve = self._bare.curve(START_ROUNDS)
 
-    def prepare(self) -> None:
-        """Find the slots and a first curve."""
-        slots = self._services["continuous"].slots()
-        if self._results.slots not in (0, slots):
-            raise SystemExit(f"continuous has {slots} slots now; give --slots {self._results.slots}")
-        self._results.slots = slots
-        if not self._results.curve:
-            self._results.curve = self._bare.curve(START_ROUNDS)
-        self._keep()
-
-    def measure(self) -> None:
-        """Run all parts."""
-        work = [each for part in self._arguments.parts for each in self._plan(part)]
-        progress = Progress(sum(seconds for seconds, _ in work))
-        for seconds, step in work:
-            progress.did(seconds, step())
-            self._keep()
-
-    def _keep(self) -> None:
-        if self._arguments.json is not None:
-            self._results.write(self._arguments.json)
-
-    def _plan(self, part: str) -> list[Step]:
-        """What is left to do for a part: the seconds it should take, and how to do it."""
-        if part != "saturated":
-            return [each for load in self._arguments.loads for each in self._pairs(part, load)]
-        if self._results.saturated:
-            return []
-        rate = self._window_rate("uniform", self._results.curve)
-        pictures = self._arguments.rounds * ROUND_PICTURES * (len(RAW_BATCHES) + 4) + 4 * self._arguments.clients
-        return [(pictures / rate, self._saturated)]
-
-    def _pairs(self, traffic: str, load: float) -> list[Step]:
-        times = Times(self._results.curve)
-        ideal = simulate.engines(times, self._results.slots)
-        rate = load * self._window_rate(traffic, self._results.curve)
-        curves = (2 + len(MODES)) * sum(times.batch(n, CURVE_STEPS) for n in range(1, MAX_BATCH + 1))
-        done = {(each.traffic, each.load, each.index) for each in self._results.blocks}
-        steps: list[Step] = []
-        for index in range(self._results.settings["blocks"]):
-            if (traffic, load, index) not in done:
-                requests = self._results.requests(traffic, load, index, rate)
-                seconds = sum(requests[-1].at + ideal[name](requests)[-1] for name in MODES.values())
-                steps.append((curves + seconds, partial(self._pair, traffic, load, index)))
-        return steps
+    def repetition(self, index: int) -> Iterator[str]:
+        """Do everything once; yield what came out as it comes."""
+        for part in self._arguments.parts:
+            if part == "saturated":
+                yield from self._saturated(index)
+                continue
+            for load in self._arguments.loads:
+                if not any(self._results.measured(part, load, mode, index) for mode in MODES):
+                    yield self._pair(part, load, index)
 
     def _pair(self, traffic: str, load: float, index: int) -> str:
         """One block in both services, in alternating order, with curves before, between and after."""
@@ -146,16 +93,20 @@ class Run:
         ideal = simulate.engines(Times(samples), self._results.slots)["window"]
         return simulate.saturated(ideal, traffic, self._results.settings["seed"])
 
-    def _saturated(self) -> str:
+    def _saturated(self, index: int) -> Iterator[str]:
         """Rounds of the bare pipeline at each batch size and the service in each mode, in turns."""
-        arguments, results = self._arguments, self._results
-        requests = all_at_once(MIXES["uniform"], 1000, "saturated")
+        results = self._results
+        first = index * self._arguments.rounds
+        done = {each.round for each in results.saturated}
+        numbers = [number for number in range(first, first + self._arguments.rounds) if number not in done]
+        requests = all_at_once(MIXES["uniform"], 1000, f"saturated {index}")
         with ExitStack() as stack:
             loops = {
-                mode: stack.enter_context(ClosedLoop(target, requests, arguments.clients))
+                mode: stack.enter_context(ClosedLoop(target, requests, self._arguments.clients))
                 for mode, target in self._services.items()
+                if numbers
             }
-            for number in range(arguments.rounds):
+            for number in numbers:
                 rates: dict[str, float] = {}
                 for batch in sorted({*RAW_BATCHES, results.slots}):
                     seconds = self._bare.seconds(batch, ROUND_PICTURES, requests[0].steps)
@@ -163,9 +114,7 @@ class Run:
                 for mode, loop in loops.items():
                     rates[mode] = ROUND_PICTURES / loop.seconds(ROUND_PICTURES)
                 results.saturated += [Rate(number, case, rate) for case, rate in rates.items()]
-                told = ", ".join(f"{case} {rate:.2f}" for case, rate in rates.items())
-                print(f"saturated, round {number + 1}: {told}", file=sys.stderr, flush=True)
-        return f"saturated: {arguments.rounds} rounds"
+                yield "saturated: " + ", ".join(f"{case} {rate:.2f}" for case, rate in rates.items())
 
 
 def start_results(arguments: argparse.Namespace) -> Results:
@@ -198,7 +147,7 @@ def parse() -> argparse.Namespace:
     simulate.add_traffic_options(parser)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--clients", type=int, default=16, help="clients of the saturated part")
-    parser.add_argument("--rounds", type=int, default=12, help="rounds of it, of 8 pictures in each case")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of it in each launch, of 8 pictures in each case")
     parser.add_argument("--json", type=Path, help="file to keep the results in, as they come")
     parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote the file of --json")
     parser.add_argument("--report", action="store_true", help="only print what is in the file of --json")
@@ -217,12 +166,15 @@ def main() -> None:
         tell(Results.read(arguments.json))
         return
     results = start_results(arguments)
-    with ExitStack() as stack:
-        bare = stack.enter_context(bare_process(arguments.model))
-        services = start_services(arguments, arguments.slots or results.slots, stack)
-        run = Run(arguments, results, bare, services)
-        run.prepare()
-        run.measure()
+    began = time.monotonic()
+    for index in range(arguments.blocks):
+        with ExitStack() as stack:
+            for told in Run(arguments, results, stack).repetition(index):
+                print(told, file=sys.stderr, flush=True)
+                if arguments.json is not None:
+                    results.write(arguments.json)
+        left = (time.monotonic() - began) / (index + 1) * (arguments.blocks - index - 1)
+        print(f"{index + 1} of {arguments.blocks} done, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
     tell(results)
 
 

@@ -75,10 +75,10 @@ class Results:
         """The requests of one block, at `rate` a second; the same at every call."""
         return block(traffic, load, index, rate, self.settings["requests"], self.settings["seed"])
 
-    def measured(self, traffic: str, load: float, mode: str) -> list[Block]:
-        """The blocks of one case, by index."""
+    def measured(self, traffic: str, load: float, mode: str, index: int | None = None) -> list[Block]:
+        """The blocks of one case, by index; or only one of them."""
         found = [each for each in self.blocks if (each.traffic, each.load, each.mode) == (traffic, load, mode)]
-        return sorted(found, key=lambda each: each.index)
+        return sorted((each for each in found if index in (None, each.index)), key=lambda each: each.index)
 
     def comparisons(self) -> "Iterator[Comparison]":
         """Each traffic at each load of which both modes have the same blocks."""

@@ -21,6 +21,7 @@ from service.engine.torch_setup import (
     choose_dtype,
     configure_torch,
     describe_machine,
+    keep_memory,
     quieten,
     synchronize,
 )
@@ -38,6 +39,7 @@ class LoadedPipeline:
 
     def __init__(self, settings: EngineSettings) -> None:
         quieten()
+        keep_memory()
         self.device = choose_device(settings)
         self.dtype = choose_dtype(settings, self.device)
         configure_torch(settings, self.device)

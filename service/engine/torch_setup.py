@@ -1,5 +1,6 @@
 """PyTorch as the settings ask for it: the device, the number format, threads, and waiting for the device."""
 
+import ctypes
 import os
 import platform
 import threading
@@ -13,12 +14,25 @@ from transformers.utils import logging as transformers_logging
 from service.errors import StartupError
 from service.settings import EngineSettings
 
+# Of malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+NEVER = (1 << 31) - 1
+
 
 def quieten() -> None:
     """No progress bars in the log of a server."""
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed: giving each step's buffers back and faulting them in again takes time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(M_MMAP_THRESHOLD, NEVER)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
 def choose_device(settings: EngineSettings) -> torch.device:

@@ -33,6 +33,7 @@ RAW_BATCHES = (1, 2, 4, 8)
 START_ROUNDS = 4
 ROUND_PICTURES = 8  # of each case in a round of the saturated part
 SHARE_PICTURES = 64  # to measure what `window` makes when all wait: full batches of every kind of request
+WARM_PICTURES = 8
 SETTLE_SECONDS = 0.5
 KEPT = ("model", "seed", "requests", "blocks")  # what a run that goes on must have in common with its start
 
@@ -67,6 +68,7 @@ class Run:
         requests = results.requests(traffic, load, index, rate)
         measured = []
         for mode in list(MODES) if index % 2 == 0 else list(reversed(MODES)):
+            open_loop(self._services[mode], all_at_once(MIXES["uniform"], WARM_PICTURES, "warm"))  # it was idle for long
             time.sleep(SETTLE_SECONDS)
             latencies = open_loop(self._services[mode], requests)
             after = self._bare.curve(1)

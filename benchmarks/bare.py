@@ -106,6 +106,7 @@ class BareProcess:
 
     def curve(self, rounds: int) -> list[Sample]:
         """Samples of every batch size, up and down in turns, so that a drift of the machine hurts all alike."""
+        self.sample(1)  # it was idle
         sizes = range(1, MAX_BATCH + 1)
         return [self.sample(n) for each in range(rounds) for n in (sizes if each % 2 == 0 else reversed(sizes))]
 

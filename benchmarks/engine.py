@@ -6,9 +6,10 @@ Part `saturated`: pictures a second of diffusers' pipeline called directly and o
 other is idle. A latency is the HTTP client's, from the time the request was due to the picture in hand.
 
 All is done once a launch, with new processes, since one process is faster than the next by its luck with memory. The
-machine's speed drifts too, so the batch times of the bare pipeline are measured before and after every block. A load is
-a share of what `window` makes of that traffic when all of it waits: measured, and scaled by the batch times just before
-the block. Beside each latency stands what an ideal engine reaches with the same requests (`benchmarks.simulate`) and
+machine's speed drifts too, so the batch times of the bare pipeline are measured before and after every block; a load is
+a share of what an ideal `window` engine makes, by the times just before, of that traffic when all of it waits. Where
+the speed changed by more than 30 % around a pair of blocks, the load was not what it should have been, and the pair is
+done again. Beside each latency stands what an ideal engine reaches with the same requests (`benchmarks.simulate`) and
 the batch times around the block.
 """
 
@@ -32,7 +33,9 @@ PARTS = ("saturated", *MIXES)
 RAW_BATCHES = (1, 2, 4, 8)
 START_ROUNDS = 4
 ROUND_PICTURES = 8  # of each case in a round of the saturated part
-SHARE_PICTURES = 64  # to measure what `window` makes when all wait: full batches of every kind of request
+BLOCK_ROUNDS = 2  # samples of each batch size between blocks
+STEADY = 1.3  # the most by which the machine's speed may change around a pair of blocks
+ATTEMPTS = 4
 WARM_PICTURES = 8
 SETTLE_SECONDS = 0.5
 KEPT = ("model", "seed", "requests", "blocks")  # what a run that goes on must have in common with its start
@@ -61,34 +64,32 @@ class Run:
                     yield self._pair(part, load, index)
 
     def _pair(self, traffic: str, load: float, index: int) -> str:
-        """One block in both services, in alternating order, with curves before, between and after."""
-        results = self._results
-        before = self._bare.curve(2)
-        rate = load * self._share(traffic) * self._window_rate(traffic, before)
-        requests = results.requests(traffic, load, index, rate)
+        """One block in both services; done again while the machine's own speed changes too much within."""
+        for _ in range(ATTEMPTS):
+            measured, change = self._blocks(traffic, load, index)
+            if change <= STEADY:
+                break
+            self._results.unsteady += 1
+        self._results.blocks += measured
+        medians = ", ".join(f"{each.mode} {statistics.median(each.latencies):.2f} s" for each in measured)
+        return f"{traffic}, load {load:g}, block {index + 1}: {measured[0].rate:.2f} requests/s, median {medians}"
+
+    def _blocks(self, traffic: str, load: float, index: int) -> tuple[list[Block], float]:
+        """One block in both services, in alternating order, and by how much the machine's speed changed meanwhile."""
+        curves = [self._bare.curve(BLOCK_ROUNDS)]
+        speeds = [self._window_rate(traffic, curves[0])]
+        requests = self._results.requests(traffic, load, index, load * speeds[0])
         measured = []
         for mode in list(MODES) if index % 2 == 0 else list(reversed(MODES)):
-            open_loop(self._services[mode], all_at_once(MIXES["uniform"], WARM_PICTURES, "warm"))  # it was idle for long
+            target = self._services[mode]
+            open_loop(target, all_at_once(MIXES["uniform"], WARM_PICTURES, "warm"))  # it was idle for long
             time.sleep(SETTLE_SECONDS)
-            latencies = open_loop(self._services[mode], requests)
-            after = self._bare.curve(1)
-            measured.append(Block(traffic, load, index, mode, rate, latencies, before + after))
-            before = after
-        results.blocks += measured
-        medians = ", ".join(f"{each.mode} {statistics.median(each.latencies):.2f} s" for each in measured)
-        return f"{traffic}, load {load:g}, block {index + 1}: {rate:.2f} requests/s, median {medians}"
-
-    def _share(self, traffic: str) -> float:
-        """What `window` makes when all requests wait, as a share of the ideal."""
-        shares = self._results.shares
-        if traffic not in shares:
-            mix = MIXES[traffic]
-            requests = all_at_once(mix, SHARE_PICTURES // len(mix.kinds()), f"share {traffic}")
-            before = self._bare.curve(2)
-            seconds = max(open_loop(self._services["window"], requests))
-            ideal = max(simulate.engines(Times(before + self._bare.curve(2)), 1)["window"](requests))
-            shares[traffic] = ideal / seconds
-        return shares[traffic]
+            latencies = open_loop(target, requests)
+            curves.append(self._bare.curve(BLOCK_ROUNDS))
+            speeds.append(self._window_rate(traffic, curves[-1]))
+            samples = [sample for curve in curves[-2:] for sample in curve]
+            measured.append(Block(traffic, load, index, mode, load * speeds[0], latencies, samples))
+        return measured, max(speeds) / min(speeds)
 
     def _window_rate(self, traffic: str, samples: Sequence[Sample]) -> float:
         """Pictures a second of an ideal `window` engine in front of which all requests wait."""

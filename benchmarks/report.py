@@ -48,12 +48,12 @@ class Rate:
 
 @dataclass
 class Results:
-    """All that was measured. `shares` are what `window` makes of the ideal by traffic, when all requests wait."""
+    """All that was measured; `unsteady` pairs of blocks were done again."""
 
     settings: dict[str, Any]
     slots: int = 0
     curve: list[Sample] = field(default_factory=list)
-    shares: dict[str, float] = field(default_factory=dict)
+    unsteady: int = 0
     saturated: list[Rate] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
 
@@ -185,8 +185,8 @@ def tell(results: Results) -> None:
     print(
         "\nideal: simulated with the same requests and with the bare pipeline's times just before and after each block"
     )
-    shares = ", ".join(f"{traffic} {share:.3f} of the ideal" for traffic, share in results.shares.items())
-    print(f"load 1: what window makes when all requests wait; {shares}")
+    print("load 1: what an ideal window engine makes, by the times just before, when all requests wait")
+    print(f"pairs of blocks done again, because the machine's speed changed: {results.unsteady}")
     print(f"continuous had {results.slots} slots\n")
     for check in results.checks():
         print(check)

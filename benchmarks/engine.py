@@ -35,7 +35,6 @@ START_ROUNDS = 4
 ROUND_PICTURES = 8  # of each case in a round of the saturated part
 BLOCK_ROUNDS = 2  # samples of each batch size between blocks
 STEADY = 1.3  # the most by which the machine's speed may change around a pair of blocks
-ATTEMPTS = 4
 WARM_PICTURES = 8
 SETTLE_SECONDS = 0.5
 KEPT = ("model", "seed", "requests", "blocks")  # what a run that goes on must have in common with its start
@@ -65,11 +64,10 @@ class Run:
 
     def _pair(self, traffic: str, load: float, index: int) -> str:
         """One block in both services; done again while the machine's own speed changes too much within."""
-        for _ in range(ATTEMPTS):
-            measured, change = self._blocks(traffic, load, index)
-            if change <= STEADY:
-                break
+        measured, change = self._blocks(traffic, load, index)
+        while change > STEADY:
             self._results.unsteady += 1
+            measured, change = self._blocks(traffic, load, index)
         self._results.blocks += measured
         medians = ", ".join(f"{each.mode} {statistics.median(each.latencies):.2f} s" for each in measured)
         return f"{traffic}, load {load:g}, block {index + 1}: {measured[0].rate:.2f} requests/s, median {medians}"

@@ -48,7 +48,10 @@ class Run:
         self._results = results
         self._bare = stack.enter_context(bare_process(arguments.model))
         self._services = start_services(arguments, arguments.slots or results.slots, stack)
-        results.slots = self._services["continuous"].slots()
+        slots = self._services["continuous"].slots()
+        if results.slots not in (0, slots):
+            raise SystemExit(f"continuous has {slots} slots now; give --slots {results.slots}")
+        results.slots = slots
         if not results.curve:
             results.curve = self._bare.curve(START_ROUNDS)
 
@@ -100,12 +103,13 @@ class Run:
         first = index * self._arguments.rounds
         done = {each.round for each in results.saturated}
         numbers = [number for number in range(first, first + self._arguments.rounds) if number not in done]
+        if not numbers:
+            return
         requests = all_at_once(MIXES["uniform"], 1000, f"saturated {index}")
         with ExitStack() as stack:
             loops = {
                 mode: stack.enter_context(ClosedLoop(target, requests, self._arguments.clients))
                 for mode, target in self._services.items()
-                if numbers
             }
             for number in numbers:
                 rates: dict[str, float] = {}

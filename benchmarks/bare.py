@@ -28,13 +28,21 @@ class BarePipeline:
         import torch
         from diffusers import AutoPipelineForText2Image
 
-        from service.engine.torch_setup import keep_memory, quieten
+        from service.engine.torch_setup import keep_memory, quieten, set_memory_format
 
         quieten()
         keep_memory()
         self._torch = torch
+        self._set_memory_format = set_memory_format
         self._pipe: Any = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=torch.float32)
         self._pipe.set_progress_bar_config(disable=True)
+        self.use_channels_last(True)
+
+    def use_channels_last(self, is_wanted: bool) -> None:
+        """Order the weights of convolutions as the engine does, or, if not wanted, as diffusers loads them."""
+        memory_format = self._torch.channels_last if is_wanted else self._torch.contiguous_format
+        for module in (self._pipe.unet, self._pipe.vae):
+            self._set_memory_format(module, memory_format)
 
     def images(self, requests: Sequence[Request], **options: Any) -> list[Any]:
         """One call for `requests`, which share steps and guidance."""
@@ -49,6 +57,12 @@ class BarePipeline:
             )
         images: list[Any] = output.images
         return images
+
+    def image(self, request: Request) -> tuple[Any, float]:
+        """One picture, and the seconds of the call."""
+        began = time.monotonic()
+        image = self.images([request])[0]
+        return image, time.monotonic() - began
 
     def seconds(self, batch: int, pictures: int, steps: int) -> float:
         """Seconds that `pictures` take in batches of `batch`."""
@@ -91,6 +105,11 @@ class BareProcess:
 
     def __init__(self, connection: "Connection[tuple[Any, ...] | None, Any]") -> None:
         self._connection = connection
+
+    def use_channels_last(self, is_wanted: bool) -> None:
+        """As the engine does, or as diffusers loads the weights."""
+        self._connection.send(("use_channels_last", is_wanted))
+        self._connection.recv()
 
     def seconds(self, batch: int, pictures: int, steps: int) -> float:
         """Seconds that `pictures` take in batches of `batch`."""

@@ -114,12 +114,18 @@ class Run:
             for number in numbers:
                 rates: dict[str, float] = {}
                 for batch in sorted({*RAW_BATCHES, results.slots}):
-                    seconds = self._bare.seconds(batch, ROUND_PICTURES, requests[0].steps)
-                    rates[f"raw {batch}"] = ROUND_PICTURES / seconds
+                    rates[f"raw {batch}"] = self._raw(batch)
+                self._bare.use_channels_last(False)
+                rates[f"plain {results.slots}"] = self._raw(results.slots)
+                self._bare.use_channels_last(True)
                 for mode, loop in loops.items():
                     rates[mode] = ROUND_PICTURES / loop.seconds(ROUND_PICTURES)
                 results.saturated += [Rate(number, case, rate) for case, rate in rates.items()]
                 yield "saturated: " + ", ".join(f"{case} {rate:.2f}" for case, rate in rates.items())
+
+    def _raw(self, batch: int) -> float:
+        """Pictures a second of the bare pipeline."""
+        return ROUND_PICTURES / self._bare.seconds(batch, ROUND_PICTURES, MIXES["uniform"].steps[0])
 
 
 def start_results(arguments: argparse.Namespace) -> Results:

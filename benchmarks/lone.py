@@ -1,17 +1,21 @@
 """What the engine adds to a picture that it makes alone, and how soon a picture gets its first step.
 
-Part `lone`: the engine's own loop, in this process, from the command to the PIL image, against a call of the bare
-pipeline with the same parameters; pairs in alternating order. Part `admission`: seeded Poisson traffic below
+Part `lone`: the engine's own loop, from the command to the PIL image, against a call of the bare pipeline with the
+same parameters; pairs in alternating order in one process, and that in several launches, since luck with memory makes
+one copy of a model faster than another. Part `admission`: seeded Poisson traffic below
 saturation; each picture's delay, from its command (or, if later, from the end of the step after which a slot was free
 for it) to its first step, less the step that ran at that time; less its own first step if none ran.
 """
 
 import argparse
 import json
+import multiprocessing
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -46,6 +50,7 @@ WAKE_SECONDS = 0.02
 WARM = 2  # pairs before those that count
 PARTS = ("lone", "admission")
 STEP = "step"
+ENGINE, BARE = "engine", "bare"
 
 
 class InProcessEngine:
@@ -99,39 +104,45 @@ class InProcessEngine:
         return image, at - began + time.monotonic() - told
 
 
-def lone(engine: InProcessEngine, bare: BarePipeline, pairs: int, steps: int) -> dict[str, Any]:
-    """Seconds of both ways for each pair, and the largest difference between their pictures in 8-bit levels."""
-    requests = draw(replace(MIXES["uniform"], steps=(steps,)), pairs + WARM, 1.0, "lone")
+@dataclass(frozen=True, slots=True)
+class Lone:
+    """Seconds of both ways for the same pictures in one launch, and by how many 8-bit levels their pictures differ."""
 
-    def bare_image(request: Request) -> tuple[Any, float]:
-        began = time.monotonic()
-        image = bare.images([request])[0]
-        return image, time.monotonic() - began
+    seconds: dict[str, list[float]]
+    levels: int
 
-    ways: dict[str, Callable[[Request], tuple[Any, float]]] = {"engine": engine.image, "bare": bare_image}
+
+def lone(model: str, data_dir: Path, pairs: int, steps: int, launch: int) -> Lone:
+    """One launch: `pairs` pictures, each made in both ways."""
+    engine, bare = InProcessEngine(model, data_dir), BarePipeline(model)
+
+    ways = {ENGINE: engine.image, BARE: bare.image}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     levels = 0
+    requests = draw(replace(MIXES["uniform"], steps=(steps,)), pairs + WARM, 1.0, f"lone {launch}")
     for number, request in enumerate(requests):
-        images = {}
+        images = []
         for name in list(ways) if number % 2 else list(reversed(ways)):
-            images[name], taken = ways[name](request)
+            image, taken = ways[name](request)
+            images.append(np.asarray(image, dtype=np.int16))
             seconds[name].append(taken)
-        ours, theirs = (np.asarray(images[name], dtype=np.int16) for name in ways)
-        levels = max(levels, int(np.abs(ours - theirs).max()))
-    return {**{name: values[WARM:] for name, values in seconds.items()}, "levels": levels}
+        levels = max(levels, int(np.abs(np.subtract(*images)).max()))
+    return Lone({name: values[WARM:] for name, values in seconds.items()}, levels)
 
 
-def report_lone(measured: dict[str, Any]) -> Check:
+def report_lone(launches: Sequence[Lone]) -> Check:
     """Print the part `lone`."""
-    differences = np.subtract(measured["engine"], measured["bare"])
+    seconds = {name: [each for launch in launches for each in launch.seconds[name]] for name in launches[0].seconds}
+    medians = ", ".join(f"{name} {median(values):.3f} s" for name, values in seconds.items())
+    print(f"{len(seconds[ENGINE])} lone pictures in {len(launches)} launches, medians: {medians}")
+    print(f"  the pictures differ by {max(each.levels for each in launches)} levels of 255")
+    differences = np.subtract(seconds[ENGINE], seconds[BARE])
     resampled = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences)))
     low, high = np.percentile(np.median(resampled, axis=1), (2.5, 97.5)) * 1e3
     middle = float(np.median(differences))
-    print(f"one lone picture, {len(differences)} pairs: median {median(measured['engine']):.3f} s by the engine,")
-    print(
-        f"  {median(measured['bare']):.3f} s by the bare pipeline; the pictures differ by {measured['levels']} levels"
-    )
+    by_launch = [np.median(np.subtract(each.seconds[ENGINE], each.seconds[BARE])) * 1e3 for each in launches]
     print(f"  median difference {middle * 1e3:+.1f} ms, 95 % interval {low:+.1f} to {high:+.1f} ms")
+    print("  launch by launch: " + ", ".join(f"{each:+.1f}" for each in by_launch))
     return Check("seconds that the engine adds to a lone picture, median", middle, LONE_BAR, most=True)
 
 
@@ -255,21 +266,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default="models/tiny", help="diffusers folder")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"of {','.join(PARTS)}")
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of lone pictures")
+    parser.add_argument("--launches", type=int, default=8, help="launches of the part `lone`")
+    parser.add_argument("--pairs", type=int, default=10, help="lone pictures of each launch")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a lone picture")
     parser.add_argument("--requests", type=int, default=300, help="pictures whose admission is measured")
     parser.add_argument("--load", type=float, default=0.6, help="load of that, of the most that the profile allows")
     parser.add_argument("--json", type=Path, help="file to write the measurements to")
     arguments = parser.parse_args()
     kept: dict[str, Any] = {}
-    checks = []
+    checks: list[Check] = []
     with tempfile.TemporaryDirectory() as folder:
-        engine = InProcessEngine(arguments.model, Path(folder))
+        data_dir = Path(folder)  # the engine keeps its profile there
         if "lone" in arguments.parts:
-            kept["lone"] = lone(engine, BarePipeline(arguments.model), arguments.pairs, arguments.steps)
-            checks.append(report_lone(kept["lone"]))
+            launches = []
+            for number in range(arguments.launches):
+                with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    done = pool.submit(lone, arguments.model, data_dir, arguments.pairs, arguments.steps, number)
+                    launches.append(done.result())
+                print(f"{number + 1} of {arguments.launches} launches done", file=sys.stderr, flush=True)
+            kept["lone"] = [asdict(each) for each in launches]
+            checks.append(report_lone(launches))
         if "admission" in arguments.parts:
-            admissions = admission(engine, arguments.requests, arguments.load)
+            admissions = admission(InProcessEngine(arguments.model, data_dir), arguments.requests, arguments.load)
             kept["admission"] = [asdict(each) for each in admissions]
             checks.append(report_admission(admissions))
     print()

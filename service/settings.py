@@ -87,7 +87,9 @@ class EngineSettings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Number format of weights and latents; auto is float16 on CUDA and MPS, float32 on the CPU."
     )
-    channels_last: bool = Field(False, description="Keep convolution weights in channels-last memory order.")
+    channels_last: bool | None = Field(
+        None, description="Keep convolution weights in channels-last memory order; unset: yes, but not on MPS."
+    )
     attention_slicing: bool = Field(False, description="Compute attention in slices: less memory, slower.")
     attention_backend: str | None = Field(
         None, description="Attention backend by diffusers' name, such as native, flash or xformers; unset: its default."

@@ -23,6 +23,7 @@ from service.engine.torch_setup import (
     describe_machine,
     keep_memory,
     quieten,
+    set_memory_format,
     synchronize,
 )
 from service.errors import StartupError
@@ -47,7 +48,7 @@ class LoadedPipeline:
         self.pipe: Any = _load(settings, self.dtype).to(self.device)
         self.scheduler: Any = self.pipe.scheduler
         self.denoiser: torch.nn.Module = getattr(self.pipe, "unet", None) or self.pipe.transformer
-        _configure(self.pipe, self.denoiser, settings)
+        _configure(self.pipe, self.denoiser, self.device, settings)
         self._parameters = inspect.signature(self.pipe.__call__).parameters
         self._tokenizer, self._max_tokens = _reader(self.pipe, self._parameters)
         self.info = self._describe(settings)
@@ -196,11 +197,12 @@ def _load(settings: EngineSettings, dtype: torch.dtype) -> DiffusionPipeline:
         raise StartupError(describe_failure(settings.model, error)) from error
 
 
-def _configure(pipe: Any, denoiser: Any, settings: EngineSettings) -> None:
+def _configure(pipe: Any, denoiser: Any, device: torch.device, settings: EngineSettings) -> None:
     pipe.set_progress_bar_config(disable=True)
-    if settings.channels_last:
-        for module in (denoiser, pipe.vae):
-            module.to(memory_format=torch.channels_last)
+    if settings.channels_last or (settings.channels_last is None and device.type != "mps"):
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                set_memory_format(module, torch.channels_last)
     if settings.attention_slicing:
         pipe.enable_attention_slicing()
     if settings.attention_backend is not None:

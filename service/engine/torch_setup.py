@@ -63,6 +63,13 @@ def configure_torch(settings: EngineSettings, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = settings.cudnn_benchmark
 
 
+def set_memory_format(module: torch.nn.Module, memory_format: torch.memory_format) -> None:
+    """Keep the weights of all 2-D convolutions in this order of dimensions. Other weights have no such order."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until an asynchronous device has done what it was given, so that a clock tells the true time."""
     if device.type == "cuda":

@@ -9,7 +9,7 @@ import pytest
 
 from service.engine.fake import FakeModel, FakeRow
 from service.engine.profile import Curve, Point, Profile
-from service.engine.profiling import batches, measure, profile_by_batch, profile_by_step
+from service.engine.profiling import batches, measure, profile_by_batch, profile_by_step, reserve
 from service.errors import StartupError
 from service.settings import EngineSettings
 
@@ -163,3 +163,32 @@ def test_a_model_that_makes_whole_batches_has_a_rough_profile() -> None:
     rough = profile_by_batch(FakeModel(EngineSettings(model="fake:?step_ms=1")), 8)
     assert rough.cap((64, 64)) == 8
     assert rough.step_seconds((64, 64), 2) >= 0.001
+
+
+def test_peak_memory_is_that_of_the_next_larger_measured_batch() -> None:
+    """Unknown beyond what was measured, and where the device does not tell."""
+    points = tuple(Point(n, 0.1, n * MIB) for n in (1, 2, 4))
+    measured = Profile((Curve((128, 128), points),), extra_seconds=0.1, rows_per_guided=2, max_batch=8)
+    assert measured.peak_bytes((128, 128), 6) == 4 * MIB
+    assert measured.peak_bytes((256, 256), 2) == 4 * MIB
+    assert measured.peak_bytes((128, 128), 10) is None
+    assert profile(KNEE_AT_FOUR).peak_bytes((128, 128), 2) is None
+
+
+def test_memory_is_reserved_by_a_full_batch_of_the_largest_pictures() -> None:
+    """One step of it; if that would take long, or does not fit, the engine starts without."""
+
+    class Watched(Clocked):
+        largest: tuple[int, int] = (0, 0)  # pictures, and the width of the first
+
+        def denoise(self, rows: Sequence[FakeRow]) -> list[Exception | None]:
+            self.largest = (len(rows), rows[0].picture.params.width)
+            return super().denoise(rows)
+
+    model = Watched()
+    reserve(model, profile(KNEE_AT_FOUR))
+    assert model.largest == (8, model.info.max_size)
+    slow = Watched()
+    reserve(slow, profile({1: 1.0, 8: 8.0}))
+    assert slow.largest == (0, 0)
+    reserve(Watched(fits=4), profile(KNEE_AT_FOUR))

@@ -10,9 +10,9 @@ export PYTHON TORCH
 CODE := $(wildcard service observability models benchmarks tests)
 TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
-TEST_PROGRAMS := initdb:postgresql
+TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev
 
-.PHONY: help run test lint format bench soak lock clean
+.PHONY: help run test lint format bench soak metrics lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -39,6 +39,9 @@ bench: $(READY) ## measure the engine side by side with the bare pipeline; ARGS=
 
 soak: $(READY) ## twenty minutes of trouble: every job ends once, memory stays; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+metrics: $(READY) ## write docs/metrics.md anew
+	$(BIN)/python -m observability.catalogue
 
 lock: ## write requirements.lock anew with the newest versions; give TORCH=cpu where pip takes CUDA's by default
 	tools/setup lock build/lock

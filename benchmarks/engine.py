@@ -27,7 +27,7 @@ from benchmarks.curve import Sample, Times
 from benchmarks.harness import ClosedLoop, Service, open_loop, service
 from benchmarks.report import MODES, Block, Rate, Results, tell
 from benchmarks.traffic import MIXES, all_at_once
-from observability.events import Batching
+from observability.labels import Batching
 
 PARTS = ("saturated", *MIXES)
 RAW_BATCHES = (1, 2, 4, 8)

@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks.bare import BarePipeline
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, Request, draw
-from observability.events import Batching, BatchStepped, PictureAdmitted, Priority, Reason, Stage, StageFinished
+from observability.events import BatchStepped, PictureAdmitted, StageFinished
+from observability.labels import Batching, Priority, Reason, Stage
 from service.engine.contract import (
     Cancel,
     Command,

@@ -20,7 +20,7 @@ from benchmarks import curve
 from benchmarks.bare import bare_process
 from benchmarks.curve import MAX_BATCH, ROWS_PER_GUIDED, SIZE, Times
 from benchmarks.traffic import MIXES, Request, all_at_once, block
-from observability.events import Priority
+from observability.labels import Priority
 from service.engine.contract import Picture
 from service.engine.policy import ORDERS, Candidate, Order, assign_slots
 from service.engine.task import Waiting

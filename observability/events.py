@@ -1,113 +1,43 @@
-"""What happens to a request, a batch and the engine, as frozen values; and the enums of their labels.
+"""What happens to a request, a batch and the engine, as frozen values; the values of their labels are `labels`.
 
-Business code emits these to one `Observer`; metrics, traces and logs are made from them alone. Every
-label value comes from an enum here, so that no series is ever made from an id, a prompt or free text.
+Business code emits these to one `Observer`; metrics, traces and logs are made from them alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
+
+from observability.labels import (
+    BatchField,
+    Batching,
+    Cache,
+    CacheResult,
+    Outcome,
+    Priority,
+    Reason,
+    Source,
+    Stage,
+    WorkClass,
+)
 
 
-class Priority(StrEnum):
-    """Order of service between jobs; `rank` 0 is served first."""
+@dataclass(frozen=True, slots=True)
+class ServiceStarted:
+    """The process accepts requests, of which `queue_limit` may wait; its GPU costs so many dollars an hour."""
 
-    HIGH = "high"
-    NORMAL = "normal"
-    LOW = "low"
-
-    @property
-    def rank(self) -> int:
-        """0 for high, 1 for normal, 2 for low."""
-        return list(Priority).index(self)
+    queue_limit: int
+    gpu_dollars_per_hour: float
 
 
-class Source(StrEnum):
-    """Who sent a request: a user, or the synthetic probe, which is kept out of the users' SLIs."""
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """The event loop came so many seconds late to something that was due."""
 
-    USER = "user"
-    PROBE = "probe"
-
-
-class Outcome(StrEnum):
-    """How a request ended. `rejected` requests were never accepted; the others are terminal job states."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    REJECTED = "rejected"
+    seconds: float
 
 
-class Reason(StrEnum):
-    """Why a request ended as it did; `none` for a completed one."""
-
-    NONE = "none"
-    QUEUE_FULL = "queue_full"
-    DRAINING = "draining"
-    NOT_READY = "not_ready"
-    CLIENT_CANCELLED = "client_cancelled"
-    DISCONNECTED = "disconnected"
-    DEADLINE = "deadline"
-    MODEL_ERROR = "model_error"
-    OUT_OF_MEMORY = "out_of_memory"
-    ENGINE_CRASHED = "engine_crashed"
-    STORAGE_ERROR = "storage_error"
-
-
-class Stage(StrEnum):
-    """The parts of a request's time, in the order in which they happen."""
-
-    QUEUE_WAIT = "queue_wait"
-    TEXT_ENCODE = "text_encode"
-    DENOISE = "denoise"
-    VAE_DECODE = "vae_decode"
-    IMAGE_ENCODE = "image_encode"
-    STORE = "store"
-
-
-class WorkClass(StrEnum):
-    """Size class (s up to 512 x 512, m up to 1024 x 1024, l above) and step class (at most 8, 30, more)."""
-
-    S_FEW = "s_few"
-    S_STANDARD = "s_standard"
-    S_MANY = "s_many"
-    M_FEW = "m_few"
-    M_STANDARD = "m_standard"
-    M_MANY = "m_many"
-    L_FEW = "l_few"
-    L_STANDARD = "l_standard"
-    L_MANY = "l_many"
-
-    @classmethod
-    def of(cls, pixels: int, steps: int) -> "WorkClass":
-        """The class of one picture of `pixels` pixels made in `steps` denoising steps."""
-        size = "s" if pixels <= 512 * 512 else "m" if pixels <= 1024 * 1024 else "l"
-        length = "few" if steps <= 8 else "standard" if steps <= 30 else "many"
-        return cls(f"{size}_{length}")
-
-
-class Batching(StrEnum):
-    """How requests share batches."""
-
-    CONTINUOUS = "continuous"
-    WINDOW = "window"
-    SEQUENTIAL = "sequential"
-
-
-class Cache(StrEnum):
-    """The caches of the service."""
-
-    RESPONSE = "response"
-    PROMPT_EMBEDDING = "prompt_embedding"
-
-
-class CacheResult(StrEnum):
-    """What a look-up in a cache came to; `coalesced` joined an identical request in flight."""
-
-    HIT = "hit"
-    MISS = "miss"
-    COALESCED = "coalesced"
+@dataclass(frozen=True, slots=True)
+class ClientRetried:
+    """A request came that says it is another try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +50,20 @@ class RequestRejected:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """An accepted request reached its one terminal state, `seconds` after it was accepted."""
+    """An accepted request reached its one terminal state, `seconds` after it was accepted.
+
+    Of completed ones that were not cache hits: the `images` and `pixels` delivered, and the share that their making had
+    of the time of batches. Of requests that shared one computation, one has it all.
+    """
 
     outcome: Outcome
     reason: Reason
     source: Source
     work_class: WorkClass
     seconds: float
-    images: int
+    images: int = 0
+    pixels: int = 0
+    batch_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +87,20 @@ class BatchStepped:
     """One denoising step of one batch: for each picture in it, its request's id and the index of its step, from 0.
 
     `rows` are those of the model call (a guided picture is two), `size` is in pixels, `seconds` the step's time.
+    `slots` is how many pictures of this size may share a step now, `waiting` how many more would have liked to.
+    `passed_over` are pictures that were there and could not share it, by the first field that differs.
+    Where the device tells, `peak_bytes` of its memory were taken; the profile had predicted `predicted_bytes`.
     """
 
     members: tuple[tuple[str, int], ...]
     rows: int
     size: tuple[int, int]
     seconds: float
+    slots: int
+    waiting: int
+    peak_bytes: int | None = None
+    predicted_bytes: int | None = None
+    passed_over: Mapping[BatchField, int] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
@@ -168,12 +112,21 @@ class BatchStepped:
         """Pictures that shared the step."""
         return len(self.members)
 
+    @property
+    def seconds_each(self) -> float:
+        """Each picture's share of the step's time."""
+        return self.seconds / len(self.members)
+
 
 @dataclass(frozen=True, slots=True)
 class PictureAdmitted:
-    """A picture's first step began `seconds` after it arrived or, if later, after a slot became free for it."""
+    """A picture's first step began `seconds` after it arrived or, if later, after a slot became free for it.
+
+    In between, `steps` ended; 65 stands for more.
+    """
 
     seconds: float
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +145,11 @@ class PicturesResumed:
 
 @dataclass(frozen=True, slots=True)
 class StepsWasted:
-    """Denoising steps (one picture, one step each) whose result was thrown away."""
+    """Denoising steps (one picture, one step each) whose result was thrown away, and their share of batch time."""
 
     reason: Reason
     steps: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +166,32 @@ class OutOfMemorySplit:
 
 @dataclass(frozen=True, slots=True)
 class CacheLookedUp:
-    """A cache was asked."""
+    """A cache was asked `lookups` times; what it knew saved about `seconds_saved` of batch time."""
 
     cache: Cache
     result: CacheResult
+    lookups: int = 1
+    seconds_saved: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheResized:
+    """A cache holds so many bytes now."""
+
+    cache: Cache
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class QueueChanged:
-    """Requests waiting, by priority, and the monotonic time at which the oldest was accepted (None: empty)."""
+    """Requests waiting, by priority, and the monotonic time at which the oldest was accepted (None: empty).
+
+    `running` requests have started and not ended.
+    """
 
     depths: Mapping[Priority, int]
     oldest_at: float | None
+    running: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +210,7 @@ class EngineReady:
     slots: int
     load_seconds: float
     warmup_seconds: float
+    model: Mapping[str, str]  # name, revision, pipeline, device, dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +219,10 @@ class EngineLost:
 
 
 Event = (
-    RequestRejected
+    ServiceStarted
+    | LoopLagged
+    | ClientRetried
+    | RequestRejected
     | RequestFinished
     | RequestStarted
     | StageFinished
@@ -261,6 +233,7 @@ Event = (
     | StepsWasted
     | OutOfMemorySplit
     | CacheLookedUp
+    | CacheResized
     | QueueChanged
     | EstimateChecked
     | EngineReady

@@ -1,184 +1,269 @@
-"""Every metric of the service, declared once, and the observer that fills them from events."""
+"""Every metric that is made from events, declared once, and the observer that fills them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import singledispatchmethod
-from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Info
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from observability import events
-from observability.events import Event, Priority, Source, Stage, WorkClass
+from observability.declared import PREFIX, Declarations
+from observability.events import Event
+from observability.labels import (
+    ENDINGS,
+    BatchField,
+    Batching,
+    Cache,
+    CacheResult,
+    Outcome,
+    Priority,
+    Reason,
+    Source,
+    Stage,
+    WorkClass,
+)
 
 REQUEST_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0, 600.0)
 WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 STEP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
-ERROR_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
+LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 BATCH_SIZES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+STEP_COUNTS = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 64.0)
+
+ENDED = [(outcome, reason) for outcome, reasons in ENDINGS.items() for reason in reasons]
+LOST = (Outcome.FAILED, Outcome.CANCELLED, Outcome.EXPIRED)
+LOOKUPS = [
+    *((Cache.RESPONSE, result) for result in CacheResult),
+    *((Cache.PROMPT_EMBEDDING, result) for result in (CacheResult.HIT, CacheResult.MISS)),
+]
+
+
+class RequestMetrics:
+    """Requests, from the door to their end."""
+
+    def __init__(self, make: Declarations) -> None:
+        of_outcome = {"outcome": Outcome, "reason": Reason, "source": Source}
+        endings = [(outcome, reason, source) for outcome, reason in ENDED for source in Source]
+        self.ended = make.counter("requests_total", "Requests that ended, by outcome.", of_outcome, endings)
+        self.seconds = make.histogram(
+            "request_duration_seconds",
+            "Time from acceptance to completion of completed requests.",
+            REQUEST_SECONDS,
+            {"work_class": WorkClass, "source": Source},
+        )
+        self.wait = make.histogram(
+            "queue_wait_seconds", "Time from acceptance to the first batch.", WAIT_SECONDS, {"priority": Priority}
+        )
+        self.depth = make.gauge("queue_depth", "Requests waiting for their first batch.", {"priority": Priority})
+        self.limit = make.gauge("queue_limit", "Requests that may wait; one more is refused.")
+        self.oldest_age = make.gauge("queue_oldest_age_seconds", "Time the oldest waiting request has waited, or 0.")
+        self.running = make.gauge("requests_running", "Requests that have started and not ended.")
+        self.retries = make.counter("client_retries_total", "Requests that said they were another try.")
+        self.images = make.counter("images_total", "Pictures of completed requests that were not cache hits.")
+        self.pixels = make.counter("image_pixels_total", "Pixels of these pictures.")
+        self.batch_seconds = make.counter("image_batch_seconds_total", "Their share of the time of denoising steps.")
+        self.estimate_error = make.histogram(
+            "estimate_error_ratio", "Error of the estimated time of a completed request, over its true time.", RATIOS
+        )
+
+
+class EngineMetrics:
+    """Batches, steps and the model."""
+
+    def __init__(self, make: Declarations) -> None:
+        self.batch_size = make.histogram("batch_size", "Requests in the batch, at each denoising step.", BATCH_SIZES)
+        self.batch_pictures = make.histogram("batch_pictures", "Pictures in the batch, at each step.", BATCH_SIZES)
+        self.occupancy = make.histogram("batch_occupancy_ratio", "Share of slots that are taken, at each step.", SHARES)
+        self.slots = make.gauge("batch_slots", "Pictures of the model's own size that share a step at most.")
+        self.slots_now = make.gauge("batch_slots_in_force", "The same for the size of the last step, as memory allows.")
+        self.starved = make.counter(
+            "free_slot_seconds_total", "Time of free slots while pictures waited that could have taken them."
+        )
+        self.passed_over = make.counter(
+            "pictures_passed_over_total",
+            "Pictures that could not share a batch or step though they were there, by the first field that differs.",
+            {"field": BatchField},
+        )
+        self.step_seconds = make.histogram("step_duration_seconds", "Time of one denoising step.", STEP_SECONDS)
+        self.steps = make.counter("steps_total", "Denoising steps, counted once a picture.")
+        self.last_step = make.gauge("engine_last_step_timestamp_seconds", "Unix time of the last denoising step, or 0.")
+        self.stage_seconds = make.histogram(
+            "stage_duration_seconds", "Time of one stage of a batch or a request.", STAGE_SECONDS, {"stage": Stage}
+        )
+        self.delay = make.histogram(
+            "admission_delay_seconds",
+            "Time from a picture's arrival, or a slot becoming free for it, to its first denoising step.",
+            WAIT_SECONDS,
+        )
+        self.delay_steps = make.histogram("admission_delay_steps", "Denoising steps that end meanwhile.", STEP_COUNTS)
+        self.paused = make.counter("pictures_paused_total", "Pictures that lost their slots to more urgent ones.")
+        self.resumed = make.counter("pictures_resumed_total", "Paused pictures that got a slot again.")
+        why = {"reason": Reason}
+        reasons = {(reason,): None for outcome, reason in ENDED if outcome in LOST}
+        self.wasted_steps = make.counter("wasted_steps_total", "Steps whose result was thrown away.", why, reasons)
+        self.wasted_seconds = make.counter("wasted_seconds_total", "Their share of batches' time.", why, reasons)
+        self.splits = make.counter("oom_splits_total", "Batches split because they did not fit into memory.")
+        self.peak = make.gauge("step_peak_memory_bytes", "Device memory at the peak of the last step; 0: not known.")
+        self.predicted = make.gauge("step_predicted_memory_bytes", "The same by the start-up profile; 0: not known.")
+        self.lookups = make.counter(
+            "cache_lookups_total", "Cache look-ups by result.", {"cache": Cache, "result": CacheResult}, LOOKUPS
+        )
+        self.cache_bytes = make.gauge("cache_bytes", "Bytes that a cache holds.", {"cache": Cache})
+        self.saved = make.counter("cache_saved_seconds_total", "Time that cached and shared answers saved, roughly.")
+        self.batching = make.gauge(
+            "batching_mode", "1 for the way in which requests share batches.", {"mode": Batching}
+        )
+        self.ready = make.gauge("model_ready", "1 while a warmed model is loaded.")
+        self.load_seconds = make.gauge("model_load_seconds", "Time that loading the model took.")
+        self.warmup_seconds = make.gauge("model_warmup_seconds", "Time that warming and profiling it took.")
+        self.restarts = make.counter("engine_restarts_total", "Times the engine process was lost and started anew.")
+        self.dollars = make.gauge("gpu_dollars_per_hour", "Price of the GPU, as set; 0: not set.")
+        self.lag = make.histogram(
+            "event_loop_lag_seconds", "How late the API's event loop is, each second.", LAG_SECONDS
+        )
 
 
 class Metrics:
-    """The Prometheus metrics of one process, in a registry of their own."""
+    """The observer that makes metrics of events, in a registry of its own."""
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"safelight_{name}", text, labels, buckets=buckets, registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"safelight_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"safelight_{name}", text, labels, registry=registry)
-
-        self.requests = counter("requests_total", "Requests that ended, by outcome.", "outcome", "reason", "source")
-        self.request_seconds = histogram(
-            "request_duration_seconds",
-            "Time from acceptance to completion of completed requests.",
-            ("work_class", "source"),
-            REQUEST_SECONDS,
-        )
-        self.queue_wait = histogram(
-            "queue_wait_seconds", "Time from acceptance to the first batch.", ("priority",), WAIT_SECONDS
-        )
-        self.queue_depth = gauge("queue_depth", "Requests waiting for their first batch.", "priority")
-        self.queue_age = gauge("queue_oldest_age_seconds", "Time the oldest waiting request has waited; 0 when none.")
-        self.batch_size = histogram("batch_size", "Requests in the batch, at each denoising step.", (), BATCH_SIZES)
-        self.batch_pictures = histogram("batch_pictures", "Pictures in the batch, at each step.", (), BATCH_SIZES)
-        self.batch_slots = gauge("batch_slots", "Pictures that the engine can hold in one batch.")
-        self.step_seconds = histogram("step_duration_seconds", "Time of one denoising step.", (), STEP_SECONDS)
-        self.stage_seconds = histogram(
-            "stage_duration_seconds", "Time of one stage of a batch or a request.", ("stage",), STAGE_SECONDS
-        )
-        self.admission_delay = histogram(
-            "admission_delay_seconds",
-            "Time from a picture's arrival, or a slot becoming free for it, to its first denoising step.",
-            (),
-            WAIT_SECONDS,
-        )
-        self.paused = counter("pictures_paused_total", "Pictures that lost their slots to more urgent ones.")
-        self.resumed = counter("pictures_resumed_total", "Paused pictures that got a slot again.")
-        self.steps = counter("steps_total", "Denoising steps, counted once a picture.")
-        self.wasted_steps = counter("wasted_steps_total", "Steps whose result was thrown away.", "reason")
-        self.images = counter("images_total", "Pictures delivered by completed requests that were not cache hits.")
-        self.oom_splits = counter("oom_splits_total", "Batches split because they did not fit into memory.")
-        self.estimate_error = histogram(
-            "estimate_error_ratio",
-            "Error of the estimated time of a completed request, over the time that it took.",
-            (),
-            ERROR_RATIOS,
-        )
-        self.batching = gauge("batching_mode", "1 for the way in which requests share batches.", "mode")
-        self.cache_lookups = counter("cache_lookups_total", "Cache look-ups by result.", "cache", "result")
-        self.last_step = gauge("engine_last_step_timestamp_seconds", "Unix time of the last denoising step; 0: none.")
-        self.model_ready = gauge("model_ready", "1 while a warmed model is loaded.")
-        self.model_load = gauge("model_load_seconds", "Time that loading the model took.")
-        self.engine_restarts = counter("engine_restarts_total", "Times the engine process was lost and started anew.")
+        make = Declarations(registry)
+        self._requests = RequestMetrics(make)
+        self._engine = EngineMetrics(make)
+        self.declared = tuple(make.declared)
+        self._model = Info(f"{PREFIX}model", "The loaded model.", registry=registry)
         self._clock = clock
         self._oldest_at: float | None = None
-        self.queue_age.set_function(self._age_of_oldest)
-        self._touch_label_values()
+        self._requests.oldest_age.set_function(self._age_of_oldest)
 
-    def _touch_label_values(self) -> None:
-        """Make every series of a small enum exist from the start, so that rates see the first increase."""
-        for priority in Priority:
-            self.queue_depth.labels(priority)
-            self.queue_wait.labels(priority)
-        for stage in Stage:
-            self.stage_seconds.labels(stage)
-        for work_class, source in product(WorkClass, Source):
-            self.request_seconds.labels(work_class, source)
-        for result in events.CacheResult:
-            self.cache_lookups.labels(events.Cache.RESPONSE, result)
-        for result in (events.CacheResult.HIT, events.CacheResult.MISS):
-            self.cache_lookups.labels(events.Cache.PROMPT_EMBEDDING, result)
-        for mode in events.Batching:
-            self.batching.labels(mode)
-        for source in Source:
-            self.requests.labels(events.Outcome.COMPLETED, events.Reason.NONE, source)
+    def indicators(self) -> Iterator[Metric]:
+        """What objectives are read from."""
+        for each in (self._requests.ended, self._requests.seconds, self._requests.wait):
+            yield from each.collect()
 
     def _age_of_oldest(self) -> float:
-        return 0.0 if self._oldest_at is None else self._clock() - self._oldest_at
+        oldest_at = self._oldest_at  # once: this is the scrape's thread
+        return 0.0 if oldest_at is None else self._clock() - oldest_at
 
     @singledispatchmethod
     def observe(self, event: Event) -> None:
         """Take one event; a kind without a metric is passed over."""
 
     @observe.register
+    def _(self, event: events.ServiceStarted) -> None:
+        self._requests.limit.set(event.queue_limit)
+        self._engine.dollars.set(event.gpu_dollars_per_hour)
+
+    @observe.register
+    def _(self, event: events.LoopLagged) -> None:
+        self._engine.lag.observe(event.seconds)
+
+    @observe.register
+    def _(self, event: events.ClientRetried) -> None:
+        self._requests.retries.inc()
+
+    @observe.register
     def _(self, event: events.RequestRejected) -> None:
-        self.requests.labels(events.Outcome.REJECTED, event.reason, event.source).inc()
+        self._requests.ended.labels(Outcome.REJECTED, event.reason, event.source).inc()
 
     @observe.register
     def _(self, event: events.RequestFinished) -> None:
-        self.requests.labels(event.outcome, event.reason, event.source).inc()
-        if event.outcome is events.Outcome.COMPLETED:
-            self.request_seconds.labels(event.work_class, event.source).observe(event.seconds)
-            self.images.inc(event.images)
+        requests = self._requests
+        requests.ended.labels(event.outcome, event.reason, event.source).inc()
+        if event.outcome is Outcome.COMPLETED:
+            requests.seconds.labels(event.work_class, event.source).observe(event.seconds)
+            requests.images.inc(event.images)
+            requests.pixels.inc(event.pixels)
+            requests.batch_seconds.inc(event.batch_seconds)
 
     @observe.register
     def _(self, event: events.RequestStarted) -> None:
-        self.queue_wait.labels(event.priority).observe(event.queue_wait)
-        self.stage_seconds.labels(Stage.QUEUE_WAIT).observe(event.queue_wait)
+        self._requests.wait.labels(event.priority).observe(event.queue_wait)
+        self._engine.stage_seconds.labels(Stage.QUEUE_WAIT).observe(event.queue_wait)
 
     @observe.register
     def _(self, event: events.StageFinished) -> None:
-        self.stage_seconds.labels(event.stage).observe(event.seconds)
+        self._engine.stage_seconds.labels(event.stage).observe(event.seconds)
 
     @observe.register
     def _(self, event: events.BatchStepped) -> None:
-        self.batch_size.observe(event.requests)
-        self.batch_pictures.observe(event.pictures)
-        self.step_seconds.observe(event.seconds)
-        self.steps.inc(event.pictures)
-        self.last_step.set_to_current_time()
+        engine = self._engine
+        engine.batch_size.observe(event.requests)
+        engine.batch_pictures.observe(event.pictures)
+        engine.occupancy.observe(event.pictures / event.slots)
+        engine.slots_now.set(event.slots)
+        engine.starved.inc(event.seconds * min(event.waiting, max(0, event.slots - event.pictures)))
+        engine.step_seconds.observe(event.seconds)
+        engine.steps.inc(event.pictures)
+        engine.last_step.set_to_current_time()
+        engine.peak.set(event.peak_bytes or 0)
+        engine.predicted.set(event.predicted_bytes or 0)
+        for field, pictures in event.passed_over.items():
+            engine.passed_over.labels(field).inc(pictures)
 
     @observe.register
     def _(self, event: events.PictureAdmitted) -> None:
-        self.admission_delay.observe(event.seconds)
+        self._engine.delay.observe(event.seconds)
+        self._engine.delay_steps.observe(event.steps)
 
     @observe.register
     def _(self, event: events.PicturesPaused) -> None:
-        self.paused.inc(event.pictures)
+        self._engine.paused.inc(event.pictures)
 
     @observe.register
     def _(self, event: events.PicturesResumed) -> None:
-        self.resumed.inc(event.pictures)
+        self._engine.resumed.inc(event.pictures)
 
     @observe.register
     def _(self, event: events.EstimateChecked) -> None:
-        self.estimate_error.observe(abs(event.actual - event.predicted) / max(event.actual, 1e-9))
+        self._requests.estimate_error.observe(abs(event.actual - event.predicted) / max(event.actual, 1e-9))
 
     @observe.register
     def _(self, event: events.StepsWasted) -> None:
-        self.wasted_steps.labels(event.reason).inc(event.steps)
+        self._engine.wasted_steps.labels(event.reason).inc(event.steps)
+        self._engine.wasted_seconds.labels(event.reason).inc(event.seconds)
 
     @observe.register
     def _(self, event: events.OutOfMemorySplit) -> None:
-        self.oom_splits.inc()
+        self._engine.splits.inc()
 
     @observe.register
     def _(self, event: events.CacheLookedUp) -> None:
-        self.cache_lookups.labels(event.cache, event.result).inc()
+        self._engine.lookups.labels(event.cache, event.result).inc(event.lookups)
+        self._engine.saved.inc(event.seconds_saved)
+
+    @observe.register
+    def _(self, event: events.CacheResized) -> None:
+        self._engine.cache_bytes.labels(event.cache).set(event.bytes)
 
     @observe.register
     def _(self, event: events.QueueChanged) -> None:
         for priority, depth in event.depths.items():
-            self.queue_depth.labels(priority).set(depth)
+            self._requests.depth.labels(priority).set(depth)
+        self._requests.running.set(event.running)
         self._oldest_at = event.oldest_at
 
     @observe.register
     def _(self, event: events.EngineReady) -> None:
-        self.batch_slots.set(event.slots)
-        for mode in events.Batching:
-            self.batching.labels(mode).set(mode is event.batching)
-        self.model_load.set(event.load_seconds)
-        self.model_ready.set(1)
+        engine = self._engine
+        engine.slots.set(event.slots)
+        for mode in Batching:
+            engine.batching.labels(mode).set(mode is event.batching)
+        engine.load_seconds.set(event.load_seconds)
+        engine.warmup_seconds.set(event.warmup_seconds)
+        engine.ready.set(1)
+        engine.cache_bytes.labels(Cache.PROMPT_EMBEDDING).set(0)
+        self._model.info(dict(event.model))
 
     @observe.register
     def _(self, event: events.EngineLost) -> None:
-        self.engine_restarts.inc()
-        self.model_ready.set(0)
+        self._engine.restarts.inc()
+        self._engine.ready.set(0)
 
 
 def new_registry() -> CollectorRegistry:

@@ -15,9 +15,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http_metrics
 
+from observability import slo as slo_objectives
+from observability.events import ServiceStarted
+from observability.exposition import Exposition, MetricsServer
 from observability.metrics import REQUEST_SECONDS, Metrics, new_registry
+from observability.nvml import Nvml, NvmlCollector, XidWatch
 from observability.observer import FanOut, Observer
-from service.api import generate, jobs, operations, problems, streams
+from observability.process import register_engine_process, watch_event_loop
+from observability.slo import Samples
+from service.api import generate, jobs, operations, problems, slo, streams
 from service.api.state import Services
 from service.engine import loading
 from service.engine.fake import SCHEME
@@ -48,31 +54,61 @@ class Service:
         if not settings.model.startswith(SCHEME):
             loading.check_folder(loading.locate(settings.model))
         self._settings = settings
+        self._objectives = slo_objectives.load()
+        if settings.slo_profile not in self._objectives.profiles:
+            known = ", ".join(self._objectives.profiles)
+            raise StartupError(f"SAFELIGHT_SLO_PROFILE: there is no {settings.slo_profile!r}, only {known}")
         self._on_load_failed = on_load_failed
         self._lock = lock(settings.data_dir)
         self._database = Database(settings.resolved_database_url)
         self._images = ImageStore(settings.resolved_storage_url)
-        self._registry = new_registry()
-        self._observer: Observer = FanOut([Metrics(self._registry)])
-        self.app = build_app(self._registry, self._lifespan)
+        registry = new_registry()
+        self._metrics = Metrics(registry)
+        self._observer: Observer = FanOut([self._metrics])
+        self._engine = ProcessEngine(settings.for_engine())
+        register_engine_process(registry, lambda: self._engine.pid)
+        self._xids = XidWatch()
+        registry.register(NvmlCollector(Nvml(self._xids, self._pids), self._xids))
+        self._exposition = Exposition(registry)
+        self.metrics_server = self._serve_metrics()
+        self.app = build_app(registry, self._lifespan)
+
+    def _pids(self) -> set[int]:
+        """The service's processes."""
+        engine = self._engine.pid
+        return {os.getpid()} if engine is None else {os.getpid(), engine}
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        host, port = self._settings.host, self._settings.metrics_port
+        if port is None:
+            return None
+        try:
+            return MetricsServer(self._exposition, host, port)
+        except OSError as error:
+            detail = f"SAFELIGHT_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
+            raise StartupError(detail) from error
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         await self._start(app)
+        watching = asyncio.create_task(watch_event_loop(self._observer))
         purging = asyncio.create_task(self._purge_now_and_then())
         try:
             yield
         finally:
+            watching.cancel()
             purging.cancel()
             await self._stop()
 
     async def _start(self, app: FastAPI) -> None:
         settings = self._settings
+        self._observer.observe(ServiceStarted(settings.queue_limit, settings.gpu_dollars_per_hour))
+        self._xids.start()
         estimator = Estimator(ORDERS[settings.order])
         cache = ResponseCache(ttl=settings.cache_ttl_seconds, max_bytes=settings.cache_max_bytes)
         self._delivery = Delivery(self._images, cache)
         self._runner = Runner(
-            engine=ProcessEngine(settings.for_engine()),
+            engine=self._engine,
             batching=settings.batching,
             estimator=estimator,
             observer=self._observer,
@@ -97,7 +133,16 @@ class Service:
             revision=loading.revision(loading.locate(settings.model)),
             observer=self._observer,
         )
-        app.state.services = Services(settings, self._jobs, self._runner, self._registry)
+        exposition = None if self.metrics_server else self._exposition
+        app.state.services = Services(
+            settings,
+            self._jobs,
+            self._runner,
+            self._observer,
+            exposition,
+            self._objectives,
+            lambda: Samples(self._metrics.indicators()),
+        )
         self._runner.start(self._board)
         recovered = await self._jobs.recover()
         if recovered:
@@ -116,6 +161,9 @@ class Service:
 
     async def _stop(self) -> None:
         self._jobs.stop()
+        self._xids.stop()
+        if self.metrics_server is not None:
+            await asyncio.to_thread(self.metrics_server.close)
         await asyncio.to_thread(self._runner.stop)
         if not await self._board.settle(STOP_SECONDS):
             log.error("pictures are still being written after %g s; leaving without them", STOP_SECONDS)
@@ -125,11 +173,11 @@ class Service:
 
     async def _purge_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(min(MAX_PURGE_SECONDS, self._settings.retention_seconds / 2))
             try:
                 await self._jobs.purge()
             except Exception:
                 log.exception("old jobs could not be deleted; trying again later")
+            await asyncio.sleep(min(MAX_PURGE_SECONDS, self._settings.retention_seconds / 2))
 
 
 def lock(data_dir: Path) -> IO[bytes]:
@@ -153,7 +201,7 @@ def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], Abstrac
         version="0.1.0",
         lifespan=lifespan,
     )
-    for router in (generate.router, jobs.router, streams.router, operations.router):
+    for router in (generate.router, jobs.router, streams.router, operations.router, slo.router):
         app.include_router(router)
     problems.install(app)
     app.add_middleware(problems.BodyGuard, max_bytes=MAX_BODY_BYTES, paths={"/generate"})

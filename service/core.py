@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
-from observability.events import Priority, Reason, Source, Stage, WorkClass
+from observability.labels import Priority, Reason, Source, Stage, WorkClass
 
 Size = tuple[int, int]  # width and height in pixels
 

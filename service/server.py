@@ -58,6 +58,8 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     click.echo(f"Safelight listens on http://{host}:{port} (documentation: /docs)", err=True)
+    if service.metrics_server is not None:
+        click.echo(f"Its metrics are on http://{host}:{service.metrics_server.port}/metrics", err=True)
     server.run(sockets=[listener])
     if failures:
         raise StartupError(failures[0])

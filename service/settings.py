@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from observability.events import Batching
+from observability.labels import Batching
 from service.core import Size
 from service.errors import StartupError
 
@@ -45,6 +45,10 @@ def _port(value: int) -> int:
     if not 0 <= value <= 65535:
         raise ValueError("must be from 0 to 65535")
     return value
+
+
+def _optional_port(value: int | None) -> int | None:
+    return None if value is None else _port(value)
 
 
 class EngineSettings(BaseSettings):
@@ -141,6 +145,18 @@ class Settings(EngineSettings):
     drain_seconds: float = Field(30.0, ge=0, description="Time that running work gets to finish after SIGTERM.")
     heartbeat_timeout_seconds: float = Field(
         60.0, gt=0, description="Silence of the engine after which `/health/live` fails; more than one step takes."
+    )
+    metrics_port: Annotated[int | None, AfterValidator(_optional_port)] = Field(
+        None, description="Port to serve `/metrics` on, from a thread of its own; unset: the main port."
+    )
+    slo_profile: str = Field(
+        "default", description="Objectives that `/slo` tells of: default, or demo, which fit the embedded model."
+    )
+    probe_token: str | None = Field(
+        None, description="Secret by which the probe is known, so that it stays out of the users' objectives."
+    )
+    gpu_dollars_per_hour: float = Field(
+        0.0, ge=0, description="Price of the GPU an hour in dollars, from which the cost of pictures follows."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+import secrets
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from observability.events import Reason, Source
+from observability.events import ClientRetried
+from observability.labels import Reason, Source
 from service.api.problems import RESPONSES, problem
 from service.api.schemas import GenerateRequest, JobView
 from service.api.state import Services, ServicesDep
@@ -51,13 +53,19 @@ async def generate(
     idempotency_key: Annotated[
         str | None, Header(description="The same key and body give the same job for 24 hours.")
     ] = None,
+    x_stainless_retry_count: Annotated[str, Header(include_in_schema=False)] = "0",
+    x_safelight_probe: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Accept a job (202). With `wait` or an image type in `Accept`, hold the answer until the job ends."""
+    if x_stainless_retry_count != "0":
+        services.observer.observe(ClientRetried())
     wanted = _wanted_format(accept, body)
+    source = _source(x_safelight_probe, services.settings.probe_token)
     order = body.order(
-        _model(services),
+        _model(services, source),
         output_format=_output_format(body, wanted),
         idempotency_key=_checked_key(idempotency_key),
+        source=source,
     )
     if wanted is not None and body.num_images > 1:
         raise InvalidRequest("must be 1 when the answer is to be the picture itself", field="num_images")
@@ -72,12 +80,18 @@ async def generate(
     return _job_response(snapshot, 200 if wait is not None and snapshot.job.is_finished else 202)
 
 
-def _model(services: Services) -> ModelInfo:
+def _source(given: str, token: str | None) -> Source:
+    """The probe, if it gives the token; anybody else is a user."""
+    is_probe = token is not None and secrets.compare_digest(given.encode(), token.encode())
+    return Source.PROBE if is_probe else Source.USER
+
+
+def _model(services: Services, source: Source) -> ModelInfo:
     """The loaded model; a request that comes before it is counted as rejected."""
     try:
         return services.model()
     except Unavailable:
-        services.jobs.reject(Source.USER, Reason.NOT_READY)
+        services.jobs.reject(source, Reason.NOT_READY)
         raise
 
 

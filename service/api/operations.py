@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from prometheus_client.exposition import choose_encoder
 
 from service.api.problems import RESPONSES
 from service.api.schemas import Health, ModelView, ProfileView
 from service.api.state import ServicesDep
+from service.errors import NotFound
 
 router = APIRouter(tags=["operations"])
 
@@ -40,8 +40,10 @@ def _health(status: Literal["ok", "loading", "draining", "stalled"]) -> Response
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics", include_in_schema=False)
 def metrics(request: Request, services: ServicesDep) -> Response:
     """Text or OpenMetrics, as the Accept header asks. Runs in a thread, since it may take a while."""
-    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encoder(services.registry), media_type=content_type)
+    if services.exposition is None:
+        raise NotFound("metrics are served on SAFELIGHT_METRICS_PORT")
+    text, content_type = services.exposition.render(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": content_type})
 
 
 @router.get("/model", responses=RESPONSES, summary="The loaded model and what it can do")

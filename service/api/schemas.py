@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from observability.events import Batching, Priority, Source, Stage
+from observability.labels import Batching, Priority, Source, Stage
 from service.core import ImageFormat, JobState, ModelInfo, Params
 from service.engine.profile import Curve, Profile
 from service.errors import InvalidRequest
 from service.jobs.flight import Snapshot
-from service.jobs.service import Order
+from service.jobs.order import Order
 from service.settings import SchedulerName
 
 MAX_SEED = 2**53 - 1
@@ -72,7 +72,9 @@ class GenerateRequest(BaseModel):
         """Hash of what is asked for, to tell whether an idempotency key comes with the same request."""
         return hashlib.sha256(f"{output_format} {self.model_dump_json()}".encode()).hexdigest()
 
-    def order(self, model: ModelInfo, *, output_format: ImageFormat, idempotency_key: str | None) -> Order:
+    def order(
+        self, model: ModelInfo, *, output_format: ImageFormat, idempotency_key: str | None, source: Source
+    ) -> Order:
         """The complete order for `model`. Raises `InvalidRequest` for what this model does not allow."""
         params = Params(
             prompt=self.prompt,
@@ -91,7 +93,7 @@ class GenerateRequest(BaseModel):
             params=params,
             seed_given=self.seed is not None,
             priority=Priority(self.priority),
-            source=Source.USER,
+            source=source,
             timeout=self.timeout_s,
             use_cache=self.cache,
             idempotency_key=idempotency_key,

@@ -1,12 +1,15 @@
 """What the routes work with, handed to them by the composition root."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
-from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
+from observability.exposition import Exposition
+from observability.observer import Observer
+from observability.slo import Objectives, Samples
 from service.core import ModelInfo
 from service.engine.contract import Ready
 from service.errors import Unavailable
@@ -22,7 +25,10 @@ class Services:
     settings: Settings
     jobs: JobService
     runner: Runner
-    registry: CollectorRegistry
+    observer: Observer
+    exposition: Exposition | None  # None when it has a port of its own
+    objectives: Objectives
+    indicators: Callable[[], Samples]
 
     def model(self) -> ModelInfo:
         """The loaded model. Raises `Unavailable` while there is none yet."""

@@ -1,11 +1,11 @@
 """The loop of `continuous` mode: at every step boundary pictures join, pause and leave the running batch."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic
 
 from observability.events import (
     BatchStepped,
@@ -13,24 +13,20 @@ from observability.events import (
     PictureAdmitted,
     PicturesPaused,
     PicturesResumed,
-    Priority,
-    Reason,
-    Stage,
     StageFinished,
-    StepsWasted,
 )
+from observability.labels import BatchField, Priority, Reason, Stage
 from service.core import Size
 from service.engine import policy
-from service.engine.contract import Command, Message, Picture, Pixels, R, StepModel, Stepped, Submit, is_out_of_memory
-from service.engine.loop import EngineLoop, reason_of
-from service.engine.policy import Candidate, Lowered, Order, Turn
+from service.engine.contract import Command, Message, Picture, Pixels, R, StepModel, Submit
+from service.engine.loop import EngineLoop
+from service.engine.policy import Candidate, Order, Turn
 from service.engine.profile import Profile
-from service.engine.task import Begun, Sized, Waiting
+from service.engine.splitting import Splitter
+from service.engine.task import Begun, Waiting
 
 SETTLED_SECONDS = 1.0  # ageing and raised caps are looked at so often
-
-T = TypeVar("T", bound=Sized)
-U = TypeVar("U")
+REMEMBERED_STEPS = 65  # so that the metric tells more than 64 from 64
 
 
 class ContinuousLoop(EngineLoop, Generic[R]):
@@ -55,8 +51,10 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._decode_deferred = False
         self._settled_until = 0.0  # monotonic; until then the slots stay as they are, unless something happens
         self._turns: dict[Size, Turn] = {}
-        self._lowered: dict[tuple[Stage, Size], Lowered] = {}
+        self._splitter = Splitter(clock, self._on_split)
         self._busy: Counter[Size] = Counter()  # slots that were taken during the last step of a size
+        self._passed_over = 0  # pictures with a slot whose size is not that of the next step
+        self._step_ends: deque[float] = deque(maxlen=REMEMBERED_STEPS)  # monotonic
 
     def turn(self) -> None:
         """One turn of the loop: at most one denoising step of one size."""
@@ -95,12 +93,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         return Candidate(waiting.picture, waiting.priority, since, work, holds_slot, waiting.alone, task.has_started)
 
     def _cap(self, size: Size, now: float) -> int:
-        return self._at_most(self._profile.cap(size), Stage.DENOISE, size, now)
-
-    def _at_most(self, pictures: int, stage: Stage, size: Size, now: float) -> int:
-        """So many pictures, or fewer where memory ran out lately."""
-        lowered = self._lowered.get((stage, size))
-        return pictures if lowered is None else min(pictures, lowered.allows(now))
+        return self._splitter.at_most(self._profile.cap(size), Stage.DENOISE, size, now)
 
     def _pause_and_resume(self, holders: set[Picture]) -> None:
         changed = [each for each in self._begun.values() if each.holds_slot != (each.picture in holders)]
@@ -120,7 +113,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             {size: self._cap(size, now) - self._busy[size] for size in {each.picture.size for each in newcomers}}
         )
         found_free_slots = False
-        for picture, row in self._apart([each.picture for each in newcomers], self._encode, Stage.TEXT_ENCODE):
+        for picture, row in self._splitter.apart([each.picture for each in newcomers], self._encode, Stage.TEXT_ENCODE):
             if isinstance(row, Exception):
                 self._fail(picture.task_id, row)
             elif picture.task_id in self._tasks:
@@ -150,7 +143,11 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._turns = policy.entered(self._turns, batches)
         self._busy = Counter({size: len(batch) for size, batch in batches.items()})
         fresh = {each.size for batch in batches.values() for each in batch if each.free_since is not None}
-        return batches[policy.next_size(self._turns, fresh)] if batches else []
+        if not batches:
+            return []
+        batch = batches[policy.next_size(self._turns, fresh)]
+        self._passed_over = sum(map(len, batches.values())) - len(batch)
+        return batch
 
     # Denoise
 
@@ -159,9 +156,10 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         now = self._clock()
         for each in batch:
             if each.free_since is not None:
-                self._observe(PictureAdmitted(now - each.free_since))
+                steps = sum(ended > each.free_since for ended in self._step_ends)
+                self._observe(PictureAdmitted(now - each.free_since, steps))
                 each.free_since = None
-        for each, error in self._apart(batch, self._step, Stage.DENOISE):
+        for each, error in self._splitter.apart(batch, self._step, Stage.DENOISE):
             if error is not None:
                 self._fail(each.picture.task_id, error)
             elif each.row.step == each.row.total_steps and self._begun.pop(each.picture, None) is not None:
@@ -172,21 +170,41 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _step(self, batch: Sequence[Begun[R]]) -> Sequence[Exception | None]:
         members = tuple((each.picture.task_id, each.row.step) for each in batch)
         self._works_on(each.picture for each in batch)
+        self._model.peak_bytes()  # what came before is not the step's
         began = self._clock()
         errors = self._model.denoise([each.row for each in batch])
-        seconds = self._clock() - began
+        ended = self._clock()
+        self._step_ends.append(ended)
+        seconds = ended - began
         size = batch[0].size
         self._turns = policy.charged(self._turns, size, seconds, [each.waiting.priority for each in batch])
         rows = sum(self._model.info.rows(each.picture.params) for each in batch)
-        self._report(BatchStepped(members, rows, size, seconds))
+        passed_over, self._passed_over = self._passed_over, 0
+        event = BatchStepped(
+            members,
+            rows,
+            size,
+            seconds,
+            slots=self._cap(size, began),
+            waiting=0 if any(each.waiting.alone for each in batch) else self._without_slot(size),
+            peak_bytes=self._model.peak_bytes(),
+            predicted_bytes=self._profile.peak_bytes(size, rows),
+            passed_over={BatchField.SIZE: passed_over} if passed_over else {},
+        )
+        self._report(event)
         return errors
+
+    def _without_slot(self, size: Size) -> int:
+        """Pictures of this size that would take a slot if there were one, beside others."""
+        paused = (each.waiting for each in self._begun.values() if not each.holds_slot)
+        return sum(each.picture.size == size and not each.alone for each in (*self._waiting, *paused))
 
     def _report(self, event: BatchStepped) -> None:
         """Tell how far the tasks of a batch are after one more step."""
         present = [task_id for task_id, _ in event.members if task_id in self._tasks]
         for task_id in present:
-            self._tasks[task_id].steps_done += 1
-        self._send(Stepped(event, {task_id: self._tasks[task_id].steps_done for task_id in present}))
+            self._tasks[task_id].stepped(event.seconds_each)
+        self._tell_step(event, present)
 
     # Retire
 
@@ -218,7 +236,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     def _hand_out(self, batch: Sequence[Begun[R]]) -> None:
         began = self._clock()
-        for each, pixels in self._apart(batch, self._decode, Stage.VAE_DECODE):
+        for each, pixels in self._splitter.apart(batch, self._decode, Stage.VAE_DECODE):
             task_id = each.picture.task_id
             if isinstance(pixels, Exception):
                 self._fail(task_id, pixels)
@@ -235,46 +253,14 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     # What goes wrong
 
-    def _apart(
-        self, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]], stage: Stage
-    ) -> Iterator[tuple[T, U | Exception]]:
-        """What `call` gives for each item, or why it fails for this one even alone: halves are tried apart.
-
-        Where memory ran out lately, fewer at a time to begin with.
-        """
-        at_most = self._at_most(len(items), stage, items[0].size, self._clock())
-        if at_most < len(items):
-            for first in range(0, len(items), at_most):
-                yield from self._apart(items[first : first + at_most], call, stage)
-            return
-        middle = len(items) // 2
-        try:
-            results = call(items)
-        except Exception as error:  # noqa: BLE001  # whatever a model raises; it becomes the failure of one task
-            if not middle:
-                yield items[0], error
-                return
-            if is_out_of_memory(error):
-                self._out_of_memory(stage, items[0].size, middle)
-        else:
-            yield from zip(items, results, strict=True)
-            return
-        for half in (items[:middle], items[middle:]):  # out here, the error no longer holds the failed call's tensors
-            yield from self._apart(half, call, stage)
-
-    def _out_of_memory(self, stage: Stage, size: Size, pictures: int) -> None:
-        """Calls of this kind take fewer pictures for a while."""
-        now = self._clock()
-        self._lowered[stage, size] = lowered = policy.lowered(self._lowered.get((stage, size)), pictures, now)
+    def _on_split(self, stage: Stage, size: Size, pictures: int) -> None:
+        """A call ran out of memory; such calls take fewer pictures for a while."""
         self._settled_until = 0.0
-        self._observe(OutOfMemorySplit(stage, size, lowered.to))
+        self._observe(OutOfMemorySplit(stage, size, pictures))
 
     def _fail(self, task_id: str, error: Exception) -> None:
-        task = self._tasks.get(task_id)
         super()._fail(task_id, error)
         self._forget(task_id, Reason.MODEL_ERROR)
-        if task is not None and task.steps_done:
-            self._observe(StepsWasted(reason_of(error), task.steps_done))
 
     # Commands
 

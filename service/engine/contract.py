@@ -10,7 +10,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from observability.events import Batching, BatchStepped, Event, Priority, Reason, Stage
+from observability.events import BatchStepped, Event
+from observability.labels import Batching, Priority, Reason, Stage
 from service.core import ModelInfo, Params, Size
 from service.engine.profile import Profile
 
@@ -97,21 +98,23 @@ class Working:
 class Stepped:
     """One denoising step is done by all pictures of its size that hold slots, as `event` tells the observer.
 
-    For each task in the batch that is still wanted: steps done over all its pictures.
+    For each task in the batch that is still wanted: steps done over all its pictures, and its share of their time.
     """
 
     event: BatchStepped
     steps_done: Mapping[str, int]
+    batch_seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All pictures of a task, in order, and the seconds that each stage of its batches took."""
+    """All pictures of a task, in order, the seconds that each stage took, and its share of the time of its steps."""
 
     task_id: str
     pictures: tuple[Pixels, ...]
     timings: Mapping[Stage, float]
     prompt_truncated: bool
+    batch_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

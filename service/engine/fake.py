@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
-from observability.events import Stage
+from observability.labels import Stage
 from service.core import ModelInfo
 from service.engine.contract import Batch, Picture, Pixels
 from service.engine.loading import revision

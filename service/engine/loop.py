@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
-from observability.events import Event, Priority, Reason, StepsWasted
+from observability.events import BatchStepped, Event, StepsWasted
+from observability.labels import Priority, Reason
 from service.engine.contract import (
     Beat,
     Cancel,
@@ -20,6 +21,7 @@ from service.engine.contract import (
     Picture,
     Raise,
     Started,
+    Stepped,
     Submit,
     TaskFailed,
     Working,
@@ -125,7 +127,7 @@ class EngineLoop(ABC):
         task = self._remove(command.task_id)
         if task is not None and task.has_started:
             self._forget(command.task_id, command.reason)
-            self._observe(StepsWasted(command.reason, task.steps_done))
+            self._observe(StepsWasted(command.reason, task.steps_done, task.batch_seconds))
 
     def _drain(self) -> None:
         """Keep what has started, with all its pictures, and drop the rest."""
@@ -153,12 +155,23 @@ class EngineLoop(ABC):
     def _finish(self, task_id: str) -> None:
         """All pictures of the task are there: hand them out."""
         task = self._tasks.pop(task_id)
-        self._send(Finished(task_id, task.ordered_pictures, dict(task.timings), task.prompt_truncated))
+        timings = dict(task.timings)
+        self._send(Finished(task_id, task.ordered_pictures, timings, task.prompt_truncated, task.batch_seconds))
+
+    def _tell_step(self, event: BatchStepped, task_ids: Iterable[str]) -> None:
+        """A step is done; tell how far the tasks are that made it and are still wanted."""
+        present = {task_id: self._tasks[task_id] for task_id in task_ids if task_id in self._tasks}
+        steps_done = {task_id: task.steps_done for task_id, task in present.items()}
+        seconds = {task_id: task.batch_seconds for task_id, task in present.items()}
+        self._send(Stepped(event, steps_done, seconds))
 
     def _fail(self, task_id: str, error: Exception) -> None:
         """One of the task's pictures cannot be made even alone."""
         log.warning("a picture failed: %s", type(error).__name__, exc_info=error)
-        if self._remove(task_id) is not None:
+        task = self._remove(task_id)
+        if task is not None:
+            if task.steps_done:
+                self._observe(StepsWasted(reason_of(error), task.steps_done, task.batch_seconds))
             self._send(TaskFailed(task_id, reason_of(error), f"{type(error).__name__} in the model"))
 
     def _remove(self, task_id: str) -> Task | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 
-from observability.events import Stage
+from observability.labels import Stage
 from service.core import ModelInfo
 from service.engine import schedulers
 from service.engine.contract import Batch, Picture, Pixels

@@ -8,7 +8,7 @@ it (rank 2 is low priority), so nothing starves. Of `n` sizes that have rows, ea
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from observability.events import Priority
+from observability.labels import Priority
 from service.core import Size
 from service.engine.contract import Picture
 

@@ -28,6 +28,11 @@ class ProcessEngine:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._stopping = False
 
+    @property
+    def pid(self) -> int | None:
+        """The process' id; None before the first start."""
+        return None if self._process is None else self._process.pid
+
     def start(self, on_message: Callable[[Message], None]) -> None:
         """Start the process and the thread that reads from it."""
         if self._stopping:

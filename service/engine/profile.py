@@ -56,6 +56,12 @@ class Profile:
         curve, scale = self._nearest(size)
         return curve.seconds(rows / self.rows_per_guided * scale)
 
+    def peak_bytes(self, size: Size, rows: float) -> int | None:
+        """Device memory at the peak of a step: that of the smallest measured batch that has as many pixels."""
+        curve, scale = self._nearest(size)
+        pictures = rows / self.rows_per_guided * scale
+        return next((point.peak_bytes for point in curve.points if point.pictures >= pictures), None)
+
     def cap(self, size: Size) -> int:
         """Slots for `size`: the smallest batch that makes nearly as many pictures a second as the best one."""
         return min(self.slots.get(size, self._knee(size)), self.max_batch)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from observability.events import CacheLookedUp, CacheResized, Event
+from observability.labels import Cache, CacheResult
 from service.core import Params
 from service.engine import schedulers
 from service.engine.contract import Picture, Pixels
@@ -104,7 +106,7 @@ class StepwiseModel:
     """Rows with schedulers, generators and prompts of their own that share calls of the text encoder, the denoiser
     and the decoder.
 
-    `on_cache_lookup` is told, for each distinct prompt of each picture, whether it needed no encoding.
+    `observe` is told, for each distinct prompt of each picture, whether it needed no encoding.
     """
 
     def __init__(
@@ -112,13 +114,13 @@ class StepwiseModel:
         loaded: LoadedPipeline,
         family: Family,
         prompt_cache_bytes: int,
-        on_cache_lookup: Callable[[bool], None] = lambda hit: None,
+        observe: Callable[[Event], None] = lambda _event: None,
     ) -> None:
         self.info = loaded.info
         self._loaded = loaded
         self._family = family
         self._cache = PromptCache(prompt_cache_bytes)
-        self._on_cache_lookup = on_cache_lookup
+        self.observe = observe
         self._pristine: dict[str, tuple[Any, bool]] = {}  # schedulers by name, never stepped
         self._together: tuple[list[StepwiseRow], Conditioning] = ([], {})  # the last rows and their conditioning
 
@@ -140,6 +142,7 @@ class StepwiseModel:
     def _prompts(self, texts_of_pictures: Sequence[Sequence[str | None]]) -> dict[str | None, Prompt]:
         found: dict[str | None, Prompt] = {}
         missing: dict[str | None, None] = {}  # in order, each once
+        hits = 0
         for text in (text for texts in texts_of_pictures for text in dict.fromkeys(texts)):
             hit = text in found or text in missing
             if not hit and (cached := self._cache.get(text)) is not None:
@@ -147,11 +150,20 @@ class StepwiseModel:
                 hit = True
             elif not hit:
                 missing[text] = None
-            self._on_cache_lookup(hit)
+            hits += hit
         for text, embeddings in zip(missing, self._family.encode(list(missing)) if missing else (), strict=True):
             found[text] = Prompt(embeddings, text is not None and self._loaded.truncates(text))
             self._cache.put(text, found[text])
+        self._tell(hits, len(missing))
         return found
+
+    def _tell(self, hits: int, misses: int) -> None:
+        cache = Cache.PROMPT_EMBEDDING
+        if hits:
+            self.observe(CacheLookedUp(cache, CacheResult.HIT, hits))
+        if misses:
+            self.observe(CacheLookedUp(cache, CacheResult.MISS, misses))
+            self.observe(CacheResized(cache, self._cache.nbytes))
 
     def _row(self, picture: Picture, prompts: dict[str | None, Prompt]) -> StepwiseRow:
         params = picture.params

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
-from observability.events import Priority, Stage
+from observability.labels import Priority, Stage
 from service.core import Params, Size
 from service.engine.contract import Picture, Pixels, R
 
@@ -61,6 +61,7 @@ class Task:
     prompt_truncated: bool = False
     pictures: dict[int, Pixels] = field(default_factory=dict)
     timings: dict[Stage, float] = field(default_factory=dict)
+    batch_seconds: float = 0.0  # its share of the time of the steps that it made
     step_cost: float = 0.0  # seconds that one step of one picture adds to a full batch
     denoised_at: float = 0.0  # monotonic
     _denoise_began: float = 0.0
@@ -96,8 +97,16 @@ class Task:
         self.timings[Stage.DENOISE] = self.denoised_at - self._denoise_began
         self.timings[Stage.VAE_DECODE] = now - self.denoised_at
 
-    def forget_unfinished(self) -> int:
-        """Set progress back to the finished pictures; return the steps that were lost."""
+    def stepped(self, seconds: float) -> None:
+        """One of its pictures made a step, whose share of the batch's time is `seconds`."""
+        self.steps_done += 1
+        self.batch_seconds += seconds
+
+    def forget_unfinished(self) -> tuple[int, float]:
+        """Set progress back to the finished pictures; return the steps that were lost, and their share of time."""
         kept = len(self.pictures) * self.params.num_inference_steps
-        lost, self.steps_done = self.steps_done - kept, kept
-        return lost
+        lost = self.steps_done - kept
+        seconds = self.batch_seconds * lost / self.steps_done if lost else 0.0
+        self.steps_done = kept
+        self.batch_seconds -= seconds
+        return lost, seconds

@@ -1,8 +1,10 @@
 """Window micro-batching as a pure decision: which waiting pictures run now, or when to look again."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from observability.labels import BatchField
 from service.engine.contract import Picture
 from service.engine.task import Waiting
 
@@ -12,21 +14,31 @@ def order(waiting: Waiting) -> tuple[int, float, str, int]:
     return (waiting.priority.rank, waiting.accepted_at, waiting.picture.task_id, waiting.picture.index)
 
 
-def group(waiting: Waiting) -> tuple[object, ...]:
-    """Pictures with the same value may share a batch.
+def shared(picture: Picture) -> dict[BatchField, object]:
+    """What pictures of one batch have in common.
 
     Those without a negative prompt keep to themselves: some pipelines treat none otherwise than an empty one.
     """
-    params = waiting.picture.params
-    return (
-        params.width,
-        params.height,
-        params.num_inference_steps,
-        params.guidance_scale,
-        params.scheduler,
-        bool(params.negative_prompt),
-        waiting.picture.task_id if waiting.alone else None,
-    )
+    params = picture.params
+    return {
+        BatchField.SIZE: params.size,
+        BatchField.STEPS: params.num_inference_steps,
+        BatchField.GUIDANCE: params.guidance_scale,
+        BatchField.SCHEDULER: params.scheduler,
+        BatchField.NEGATIVE_PROMPT: bool(params.negative_prompt),
+    }
+
+
+def group(waiting: Waiting) -> tuple[object, ...]:
+    """Pictures with the same value may share a batch."""
+    return (*shared(waiting.picture).values(), waiting.picture.task_id if waiting.alone else None)
+
+
+def passed_over(chosen: Picture, waiting: Iterable[Picture]) -> Counter[BatchField]:
+    """How many cannot share the batch of `chosen`, by the first field that differs."""
+    ours = shared(chosen)
+    differing = (next((name for name, value in shared(each).items() if value != ours[name]), None) for each in waiting)
+    return Counter(name for name in differing if name is not None)
 
 
 @dataclass(frozen=True, slots=True)

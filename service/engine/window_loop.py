@@ -1,10 +1,11 @@
 """The loop of `window` and `sequential` mode: choose a batch, run it to its end, hand out the pictures."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 
-from observability.events import BatchStepped, OutOfMemorySplit, Reason, Stage, StageFinished, StepsWasted
+from observability.events import BatchStepped, OutOfMemorySplit, StageFinished, StepsWasted
+from observability.labels import BatchField, Reason, Stage
 from service.engine.contract import (
     Aborted,
     Batch,
@@ -12,10 +13,9 @@ from service.engine.contract import (
     Command,
     Message,
     Picture,
-    Stepped,
 )
 from service.engine.loop import EngineLoop, reason_of
-from service.engine.window import Run, choose
+from service.engine.window import Run, choose, passed_over, shared
 
 
 class WindowLoop(EngineLoop):
@@ -36,6 +36,7 @@ class WindowLoop(EngineLoop):
         self._window = window
         self._max_batch = max_batch
         self._left: dict[str, Reason] = {}  # tasks that left the running batch, whose pictures it still computes
+        self._passed_over: Mapping[BatchField, int] = {}  # waiting pictures that the next batch cannot take
 
     def turn(self) -> None:
         """One turn of the loop: at most one batch."""
@@ -43,6 +44,8 @@ class WindowLoop(EngineLoop):
         choice = choose(self._waiting, self._clock(), window, self._max_batch)
         if isinstance(choice, Run):
             self._start(choice.pictures)
+            if self._max_batch > 1:
+                self._passed_over = passed_over(choice.pictures[0], (each.picture for each in self._waiting))
             self._run(choice.pictures)
             self._receive(timeout=0.0)
         else:
@@ -80,22 +83,33 @@ class WindowLoop(EngineLoop):
         def on_step(seconds: float) -> None:
             nonlocal step
             present = [each for each in pictures if each.task_id in self._tasks]
+            event = self._event(pictures, step, seconds)
             for each in present:
-                self._tasks[each.task_id].steps_done += 1
+                self._tasks[each.task_id].stepped(event.seconds_each)
             for each in pictures:
                 if each.task_id in self._left:
-                    self._observe(StepsWasted(self._left[each.task_id], 1))
-            rows = sum(self._model.info.rows(each.params) for each in pictures)
-            members = tuple((each.task_id, step) for each in pictures)
-            event = BatchStepped(members, rows, pictures[0].size, seconds)
-            done = {each.task_id: self._tasks[each.task_id].steps_done for each in present}
-            self._send(Stepped(event, done))
+                    self._observe(StepsWasted(self._left[each.task_id], 1, event.seconds_each))
+            self._tell_step(event, (each.task_id for each in present))
             step += 1
             self._receive(timeout=0.0)
             if not any(each.task_id in self._tasks for each in pictures):
                 raise Aborted
 
         return on_step
+
+    def _event(self, pictures: Sequence[Picture], step: int, seconds: float) -> BatchStepped:
+        """A batch's first step tells also of those that were passed over."""
+        over, self._passed_over = self._passed_over, {}
+        ours = shared(pictures[0])
+        return BatchStepped(
+            members=tuple((each.task_id, step) for each in pictures),
+            rows=sum(self._model.info.rows(each.params) for each in pictures),
+            size=pictures[0].size,
+            seconds=seconds,
+            slots=self._max_batch,
+            waiting=sum(shared(each.picture) == ours for each in self._waiting),
+            passed_over=over,
+        )
 
     def _run_apart(self, pictures: Sequence[Picture], reason: Reason) -> None:
         middle = len(pictures) // 2
@@ -106,11 +120,13 @@ class WindowLoop(EngineLoop):
 
     def _undo_steps(self, pictures: Sequence[Picture], reason: Reason) -> None:
         """Count as wasted the steps that these pictures have taken; they will start again."""
-        wasted = 0
+        steps, seconds = 0, 0.0
         for task_id in {each.task_id for each in pictures} & self._tasks.keys():
-            wasted += self._tasks[task_id].forget_unfinished()
-        if wasted:
-            self._observe(StepsWasted(reason, wasted))
+            lost, their_seconds = self._tasks[task_id].forget_unfinished()
+            steps += lost
+            seconds += their_seconds
+        if steps:
+            self._observe(StepsWasted(reason, steps, seconds))
 
     def _retire(self, pictures: Sequence[Picture], batch: Batch) -> None:
         for stage, seconds in batch.timings.items():

@@ -10,14 +10,14 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from observability.events import Batching, Cache, CacheLookedUp, CacheResult
+from observability.labels import Batching
 from service.engine.continuous import ContinuousLoop
 from service.engine.contract import BatchModel, Command, Happened, LoadFailed, Message, R, Ready, StepModel, Submit
 from service.engine.fake import SCHEME, FakeModel
 from service.engine.faults import Faults, FaultyBatchModel, FaultyStepModel
 from service.engine.loop import EngineLoop
 from service.engine.policy import ORDERS
-from service.engine.profiling import profile_by_batch, profile_by_step
+from service.engine.profiling import profile_by_batch, profile_by_step, reserve
 from service.engine.window_loop import WindowLoop
 from service.errors import StartupError
 from service.settings import EngineSettings
@@ -73,11 +73,12 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     if settings.batching is not Batching.CONTINUOUS or family is None:
         return _window_loop(PipelineModel(loaded), faults, settings, inbox, send, began)
 
-    def on_cache_lookup(hit: bool) -> None:
-        send(Happened(CacheLookedUp(Cache.PROMPT_EMBEDDING, CacheResult.HIT if hit else CacheResult.MISS)))
-
-    model = StepwiseModel(loaded, family, int(settings.prompt_cache_mb * 2**20), on_cache_lookup)
-    return _continuous_loop(model, faults, settings, inbox, send, began, loaded.machine)
+    cache_bytes = int(settings.prompt_cache_mb * 2**20)
+    model = StepwiseModel(loaded, family, cache_bytes)
+    is_on_cpu = loaded.device.type == "cpu"
+    loop = _continuous_loop(model, faults, settings, inbox, send, began, loaded.machine, reserves=is_on_cpu)
+    model.observe = lambda event: send(Happened(event))  # what came before was warm-up
+    return loop
 
 
 def _fake_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
@@ -97,9 +98,12 @@ def _continuous_loop(
     send: Send,
     began: float,
     machine: str,
+    reserves: bool = False,
 ) -> EngineLoop:
     loaded = time.monotonic()
     profile = profile_by_step(model, settings, machine)
+    if reserves:
+        reserve(model, profile)
     send(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
     faulty = FaultyStepModel(model, faults)
     return ContinuousLoop(faulty, inbox, send, profile=profile, order=ORDERS[settings.order])

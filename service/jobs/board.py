@@ -8,28 +8,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 
 from sqlalchemy import Connection
 
-from observability.events import EstimateChecked, Reason, RequestStarted, Stage, StageFinished, StepsWasted
+from observability.events import EstimateChecked, RequestStarted, StageFinished, StepsWasted
+from observability.labels import Reason, Stage
 from observability.observer import Observer
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
-from service.errors import Unavailable
 from service.jobs import table
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
 from service.jobs.ending import completed, event, unrecorded
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
+from service.jobs.recorder import Recorder
 from service.storage.database import Database
 
 log = logging.getLogger("safelight.jobs")
 
 MAX_CRASHES = 2
-RECORD_AGAIN_SECONDS = 1.0
 
 
 class Board:
@@ -55,7 +54,7 @@ class Board:
         self._live: dict[str, LiveJob] = {}
         self._flights = Flights()
         self._background = Background()
-        self._stopping = asyncio.Event()
+        self._recorder = Recorder(database)
         self._working: frozenset[str] = frozenset()
         self.outlook = Outlook(estimator, self._flights, clock)
 
@@ -113,7 +112,7 @@ class Board:
         self.outlook.changed()
         self._flights.hold(message.event)
         for flight in self._flights.known(message.steps_done):
-            flight.steps_done = message.steps_done[flight.id]
+            flight.steps_done, flight.batch_seconds = message.steps_done[flight.id], message.batch_seconds[flight.id]
             for live in flight.members.values():
                 self._publish(live)
 
@@ -121,6 +120,8 @@ class Board:
         """All pictures of a task are there: encode and store them, then complete its jobs."""
         for flight in self._flights.known([message.task_id]):
             self._flights.leave_engine(flight)
+            flight.steps_done, flight.batch_seconds = flight.params.total_steps, message.batch_seconds
+            flight.is_made = True
             self._background.spawn(self._deliver(flight, message))
 
     def failed(self, task_id: str, reason: Reason, detail: str) -> None:
@@ -134,9 +135,8 @@ class Board:
         working, self._working = self._working, frozenset()
         for flight in [each for each in self._flights if each.has_started]:
             flight.crashes += flight.id in working
-            if flight.steps_done:
-                self._observer.observe(StepsWasted(Reason.ENGINE_CRASHED, flight.steps_done))
-            flight.has_started, flight.steps_done, flight.slots = False, 0, 0
+            self._waste(flight, Reason.ENGINE_CRASHED)
+            flight.start_anew()
             if flight.crashes >= MAX_CRASHES:
                 self._flights.remove(flight)
                 self._fail(flight, Reason.ENGINE_CRASHED, "the engine ended twice while it ran this job")
@@ -218,20 +218,29 @@ class Board:
         """Take a job out of its flight; when nobody else waits for it, take the flight out of the engine."""
         flight = live.flight
         flight.members.pop(live.job.id, None)
-        if not flight.members and flight in self._flights:
+        if flight.members:
+            return
+        if flight.is_made:
+            self._waste(flight, reason)
+        elif flight in self._flights:
             self._flights.remove(flight)
             self._send(Cancel(flight.id, reason))
+
+    def _waste(self, flight: Flight, reason: Reason) -> None:
+        """Tell of steps that are lost outside of the engine, which tells of its own."""
+        if flight.steps_done:
+            self._observer.observe(StepsWasted(reason, flight.steps_done, flight.batch_seconds))
 
     async def _close(self, ending: Mapping[LiveJob, Job], record: Callable[[Connection], None]) -> None:
         """Record the ends of claimed jobs, then tell everybody. If the service stops before that can be done, the
         record says unfinished and the next start runs them again.
         """
         try:
-            recorded = await self._record(record)
+            recorded = await self._recorder.run(record)
         except Exception:
             log.exception("the end of %d jobs could not be recorded; they fail", len(ending))
             ending = {live: unrecorded(job) for live, job in ending.items()}
-            recorded = await self._record(partial(table.save_all, jobs=list(ending.values())))
+            recorded = await self._recorder.run(partial(table.save_all, jobs=list(ending.values())))
         if not recorded:
             return
         for live, job in ending.items():
@@ -241,22 +250,10 @@ class Board:
             live.done.set()
             live.tell(Snapshot(job, live.flight.steps_done, None, None))
             seconds = self._clock() - live.accepted_at
-            self._observer.observe(event(job, seconds))
+            self._observer.observe(event(job, seconds, live.flight.paid_by(job)))
             if job.state is JobState.COMPLETED and live.predicted is not None:
                 self._observer.observe(EstimateChecked(live.predicted, seconds))
         self._queue_changed()
-
-    async def _record(self, record: Callable[[Connection], None]) -> bool:
-        """Run a transaction, again and again while the database cannot be used; False when the service stops first."""
-        while not self._stopping.is_set():
-            try:
-                await self._database.run(record)
-            except Unavailable:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), RECORD_AGAIN_SECONDS)
-            else:
-                return True
-        return False
 
     # Looking
 
@@ -293,7 +290,7 @@ class Board:
 
     def stop(self) -> None:
         """Let go of everyone who watches a job that stays unfinished; stop trying to record ends."""
-        self._stopping.set()
+        self._recorder.stop()
         for live in self._live.values():
             if live.timer is not None:
                 live.timer.cancel()

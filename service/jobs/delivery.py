@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from observability.events import Stage
+from observability.labels import Stage
 from service.core import Job, Params
 from service.engine.contract import Pixels
 from service.jobs import pictures, table

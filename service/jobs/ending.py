@@ -1,6 +1,7 @@
 """How a job ends, as values: the terminal record and the terminal event."""
 
-from observability.events import Outcome, Reason, RequestFinished
+from observability.events import RequestFinished
+from observability.labels import Outcome, Reason
 from service.core import Job, JobState
 from service.engine.contract import Finished
 from service.jobs.delivery import Delivered
@@ -23,13 +24,16 @@ def unrecorded(job: Job) -> Job:
     return job.but(state=JobState.FAILED, reason=Reason.STORAGE_ERROR, detail=detail, blob=None)
 
 
-def event(job: Job, seconds: float) -> RequestFinished:
-    """The one terminal event of a job that took `seconds` from acceptance."""
+def event(job: Job, seconds: float, batch_seconds: float = 0.0) -> RequestFinished:
+    """The one terminal event of a job that took `seconds` from acceptance and `batch_seconds` of the engine."""
+    images = 0 if job.cached else job.params.num_images
     return RequestFinished(
         outcome=Outcome(job.state.value),
         reason=job.reason,
         source=job.source,
         work_class=job.params.work_class,
         seconds=seconds,
-        images=0 if job.cached else job.params.num_images,
+        images=images,
+        pixels=images * job.params.width * job.params.height,
+        batch_seconds=batch_seconds,
     )

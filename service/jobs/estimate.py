@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import count
 from operator import itemgetter
 
-from observability.events import Batching, BatchStepped, Event, OutOfMemorySplit, Priority, Stage
+from observability.events import BatchStepped, Event, OutOfMemorySplit
+from observability.labels import Batching, Priority, Stage
 from service.core import Params, Size
 from service.engine.contract import Picture, Ready
 from service.engine.policy import PAUSE_GAP, Candidate, Lowered, Order, first_come_first_served, shortest_first

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from observability.events import BatchStepped, Priority, QueueChanged
-from service.core import Job, Params
+from observability.events import BatchStepped, QueueChanged
+from observability.labels import Priority
+from service.core import Job, JobState, Params
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class Flight:
     members: dict[str, LiveJob] = field(default_factory=dict)
     has_started: bool = False
     steps_done: int = 0
+    batch_seconds: float = 0.0  # its share of the time of its steps; 0 again once a completed job has paid
+    is_made: bool = False  # its pictures have left the engine
     slots: int = 0  # pictures that made the last step of their size
     crashes: int = 0
 
@@ -80,6 +83,17 @@ class Flight:
     def order(self) -> tuple[int, float, str]:
         """Sort key of what is handed to an engine anew."""
         return (self.priority.rank, self.accepted_at, self.id)
+
+    def start_anew(self) -> None:
+        """The engine is lost with all that was done."""
+        self.has_started, self.steps_done, self.batch_seconds, self.slots = False, 0, 0.0, 0
+
+    def paid_by(self, job: Job) -> float:
+        """The seconds of batches that this ended job is to account for: all, for the first that completes."""
+        if job.state is not JobState.COMPLETED:
+            return 0.0
+        seconds, self.batch_seconds = self.batch_seconds, 0.0
+        return seconds
 
 
 class Flights:
@@ -134,4 +148,5 @@ class Flights:
         depths = dict.fromkeys(Priority, 0)
         for live in waiting:
             depths[live.job.priority] += 1
-        return QueueChanged(depths, min((live.accepted_at for live in waiting), default=None))
+        running = sum(len(flight.members) for flight in self._by_key.values() if flight.has_started)
+        return QueueChanged(depths, min((live.accepted_at for live in waiting), default=None), running)

@@ -5,7 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from observability.events import Batching, EngineLost, EngineReady, Event
+from observability.events import EngineLost, EngineReady, Event
+from observability.labels import Batching
 from observability.observer import Observer
 from service.engine.contract import (
     Beat,
@@ -122,7 +123,9 @@ class Runner:
         self.is_ready = True
         self._last_beat = self._clock()
         self._estimator.ready(message)
-        self._observer.observe(EngineReady(message.batching, slots, message.load_seconds, message.warmup_seconds))
+        model = {name: getattr(info, name) for name in ("name", "revision", "pipeline", "device", "dtype")}
+        ready = EngineReady(message.batching, slots, message.load_seconds, message.warmup_seconds, model)
+        self._observer.observe(ready)
         log.info(
             "%s (%s) is ready on %s in %s: loaded in %.1f s, warmed in %.1f s; %s batching, %d slots of %d x %d",
             info.name,

@@ -6,20 +6,22 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from observability.events import Cache, CacheLookedUp, CacheResult, Priority, Reason, RequestRejected, Source
+from observability.events import CacheLookedUp, CacheResized, RequestRejected
+from observability.labels import Cache, CacheResult, Reason, Source
 from observability.observer import Observer
-from service.core import Job, JobState, Params
+from service.core import Job, JobState
 from service.errors import Conflict, DeadlineUnreachable, NotFound, QueueFull, Unavailable
 from service.jobs import table
 from service.jobs.board import Board
 from service.jobs.ending import event
 from service.jobs.flight import Snapshot
+from service.jobs.order import Order
 from service.storage.cache import CachedResponse, ResponseCache
 from service.storage.database import Database
 from service.storage.images import ImageStore
@@ -27,20 +29,6 @@ from service.storage.images import ImageStore
 log = logging.getLogger("safelight.jobs")
 
 RETRY_SECONDS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A valid request that is not yet a job. Without `seed_given`, the seed in `params` was drawn."""
-
-    params: Params
-    seed_given: bool
-    priority: Priority
-    source: Source
-    timeout: float
-    use_cache: bool
-    idempotency_key: str | None
-    fingerprint: str
 
 
 class JobService:
@@ -114,7 +102,8 @@ class JobService:
         else:
             result = CacheResult.COALESCED if self._board.enter(job) else CacheResult.MISS
         if order.use_cache and (order.seed_given or self._cache_variants):
-            self._observer.observe(CacheLookedUp(Cache.RESPONSE, result))
+            saved = 0.0 if result is CacheResult.MISS else self._board.outlook.seconds_alone(job.params) or 0.0
+            self._observer.observe(CacheLookedUp(Cache.RESPONSE, result, seconds_saved=saved))
         return self._board.snapshot(job), True
 
     def _refusal(self, order: Order) -> QueueFull | DeadlineUnreachable | None:
@@ -261,12 +250,12 @@ class JobService:
         """Delete what is past its time: jobs, cached responses, and pictures that nothing points at; count jobs."""
         now = self._wall()
 
-        def delete(connection: Connection) -> tuple[int, list[str]]:
+        def delete(connection: Connection) -> tuple[int, int, list[str]]:
             deleted = table.delete_finished(connection, now - self._retention, now)
-            self._cache.evict(connection, now)
-            return deleted, table.delete_unused_blobs(connection)
+            return deleted, self._cache.evict(connection, now), table.delete_unused_blobs(connection)
 
-        deleted, blobs = await self._database.run(delete)
+        deleted, cached_bytes, blobs = await self._database.run(delete)
+        self._observer.observe(CacheResized(Cache.RESPONSE, cached_bytes))
         for blob in blobs:
             try:
                 await asyncio.to_thread(self._images.delete, blob)

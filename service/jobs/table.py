@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, tuple_, update
 
-from observability.events import Priority, Reason, Source, Stage
+from observability.labels import Priority, Reason, Source, Stage
 from service.core import TERMINAL_STATES, ImageFormat, Job, JobState, Params
 from service.errors import Conflict
 from service.storage.database import blobs, idempotency, jobs, responses

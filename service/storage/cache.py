@@ -78,8 +78,8 @@ class ResponseCache:
         except IntegrityError:
             return  # another process put the same answer at the same moment
 
-    def evict(self, connection: Connection, now: float) -> None:
-        """Drop answers past their time to live, then the longest unused ones over the size limit."""
+    def evict(self, connection: Connection, now: float) -> int:
+        """Drop answers past their time to live, then the longest unused ones over the size limit; bytes that stay."""
         connection.execute(delete(responses).where(responses.c.created_at <= now - self._ttl))
         newest_first = (
             select(
@@ -91,3 +91,5 @@ class ResponseCache:
         )
         over = select(newest_first.c.key).where(newest_first.c.total > self._max_bytes)
         connection.execute(delete(responses).where(responses.c.key.in_(over)))
+        held = select(func.coalesce(func.sum(blobs.c.bytes), 0)).where(blobs.c.id.in_(select(responses.c.blob)))
+        return int(connection.execute(held).scalar_one())

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from observability.events import Priority, Reason, Stage
+from observability.labels import Priority, Reason, Stage
 from service.core import ImageFormat, JobState
 from service.errors import Conflict
 from service.jobs import table

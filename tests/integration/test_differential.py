@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from observability.events import Priority
+from observability.labels import Priority
 from service.core import Params
 from service.engine import families
 from service.engine.continuous import ContinuousLoop

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from observability.events import Stage
+from observability.labels import Stage
 from service.engine.contract import Picture
 from service.engine.fake import colour
 from tests.integration.conftest import FAKE, LONG, held

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from observability.events import Event, Priority
+from observability.events import Event
+from observability.labels import Priority
 from service.core import ImageFormat, Job, Params
 from service.engine.contract import Submit
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from observability.events import Event
 from service.core import Params
 from service.engine import families
 from service.engine.contract import Picture, Pixels
@@ -53,11 +54,11 @@ def make(folder: Path, maker: Callable[[Path], None], **settings: Any) -> Loaded
     return pipelines.loaded(folder, **settings)
 
 
-def stepwise(loaded: LoadedPipeline, cache: int = MIB, lookups: list[bool] | None = None) -> StepwiseModel:
-    """The model, with a prompt cache of `cache` bytes whose lookups are written down in `lookups`."""
+def stepwise(loaded: LoadedPipeline, cache: int = MIB, events: list[Event] | None = None) -> StepwiseModel:
+    """The model, with a prompt cache of `cache` bytes whose events are written down in `events`."""
     family = families.of(loaded)
     assert family is not None
-    return StepwiseModel(loaded, family, cache, (lookups if lookups is not None else []).append)
+    return StepwiseModel(loaded, family, cache, (events if events is not None else []).append)
 
 
 def wishes(loaded: LoadedPipeline, shift: int = 0, **changes: Any) -> list[Params]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from observability.events import BatchStepped, Priority, Reason, RequestFinished
+from observability.events import BatchStepped, RequestFinished, StepsWasted
+from observability.labels import Priority, Reason
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
 from service.errors import Unavailable
@@ -59,7 +60,9 @@ class Scene:
 
     def finish(self, job_id: str) -> None:
         """The engine made the job's picture."""
-        self.board.finished(Finished(job_id, (np.zeros((64, 64, 3), np.uint8),), {}, prompt_truncated=False))
+        self.board.finished(
+            Finished(job_id, (np.zeros((64, 64, 3), np.uint8),), {}, prompt_truncated=False, batch_seconds=0.5)
+        )
 
     @property
     def ends(self) -> list[RequestFinished]:
@@ -207,7 +210,7 @@ async def test_an_end_that_cannot_be_recorded_is_told_when_it_can(
             raise Unavailable("away")
         return await work(transaction)
 
-    monkeypatch.setattr("service.jobs.board.RECORD_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("service.jobs.recorder.AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(scene.database, "run", run)
     assert await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
     assert scene.record("a").state is JobState.CANCELLED
@@ -221,7 +224,8 @@ async def test_what_the_engine_says_of_a_job_that_has_gone_is_passed_over(scene:
     assert live is not None
     await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
     scene.board.started(["a"])
-    scene.board.stepped(Stepped(BatchStepped((("a", 2),), rows=2, size=(64, 64), seconds=0.1), {"a": 3}))
+    step = BatchStepped((("a", 2),), rows=2, size=(64, 64), seconds=0.1, slots=8, waiting=0)
+    scene.board.stepped(Stepped(step, {"a": 3}, {"a": 0.3}))
     scene.board.failed("a", Reason.MODEL_ERROR, "late")
     scene.finish("a")
     await scene.board.settle(60)
@@ -239,3 +243,41 @@ async def test_places_in_the_queue_follow_priority_and_age(scene: Scene) -> None
     scene.board.started(["urgent"])
     assert scene.board.snapshot(scene.record("urgent")).queue_position is None
     assert scene.board.snapshot(scene.record("old")).queue_position == 0
+
+
+async def test_shared_pictures_are_paid_for_once(scene: Scene) -> None:
+    """By the first job that completes; a cancelled one pays nothing."""
+    for name in ("a", "b", "c"):
+        scene.enter(name, cache_key="k")
+    first = scene.board.live("a")
+    assert first is not None
+    scene.board.started(["a"])
+    await scene.board.end(first, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
+    scene.finish("a")
+    await scene.board.settle(60)
+    assert sorted(each.batch_seconds for each in scene.ends) == [0.0, 0.0, 0.5]
+    assert not scene.recorder.of(StepsWasted)
+
+
+async def test_pictures_that_nobody_wants_any_more_were_made_in_vain(scene: Scene) -> None:
+    """Cancelled while they are stored: their steps are wasted, and nobody pays."""
+    scene.enter("a")
+    live = scene.board.live("a")
+    assert live is not None
+    scene.board.started(["a"])
+    scene.finish("a")
+    await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
+    await scene.board.settle(60)
+    assert scene.recorder.of(StepsWasted) == [StepsWasted(Reason.CLIENT_CANCELLED, 4, 0.5)]
+    assert [each.batch_seconds for each in scene.ends] == [0.0]
+
+
+async def test_what_a_lost_engine_had_done_is_wasted_once(scene: Scene) -> None:
+    """The next engine starts from nothing."""
+    scene.enter("a")
+    scene.board.started(["a"])
+    step = BatchStepped((("a", 2),), rows=2, size=(64, 64), seconds=0.1, slots=8, waiting=0)
+    scene.board.stepped(Stepped(step, {"a": 3}, {"a": 0.3}))
+    scene.board.engine_lost()
+    scene.board.engine_lost()
+    assert scene.recorder.of(StepsWasted) == [StepsWasted(Reason.ENGINE_CRASHED, 3, 0.3)]

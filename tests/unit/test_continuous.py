@@ -15,11 +15,9 @@ from observability.events import (
     PictureAdmitted,
     PicturesPaused,
     PicturesResumed,
-    Priority,
-    Reason,
-    Stage,
     StepsWasted,
 )
+from observability.labels import BatchField, Priority, Reason, Stage
 from service.engine.contract import (
     Beat,
     Cancel,
@@ -161,7 +159,9 @@ def test_a_cancelled_task_frees_its_slot_at_the_next_step() -> None:
     bench.after_step = lambda step: bench.put(Cancel("a", Reason.DISCONNECTED)) if step == 2 else None
     bench.run(turns=5)
     assert bench.batches == [[("a", 0)], [("a", 1)], [("b", 0)], [("b", 1)], [("b", 2)]]
-    assert bench.of(StepsWasted) == [StepsWasted(Reason.DISCONNECTED, 2)]
+    (wasted,) = bench.of(StepsWasted)
+    assert (wasted.reason, wasted.steps) == (Reason.DISCONNECTED, 2)
+    assert wasted.seconds == pytest.approx(2 * STEP_SECONDS)
 
 
 def test_cancelling_a_waiting_task_means_it_never_runs() -> None:
@@ -258,7 +258,9 @@ def test_a_row_that_raises_in_a_step_of_many_fails_alone() -> None:
     bench.put(build.submit("a"), build.submit("b"))
     bench.run()
     assert [each.task_id for each in bench.of(Finished)] == ["a"]
-    assert bench.of(StepsWasted) == [StepsWasted(Reason.MODEL_ERROR, 1)]
+    (wasted,) = bench.of(StepsWasted)
+    assert (wasted.reason, wasted.steps) == (Reason.MODEL_ERROR, 1)
+    assert wasted.seconds == pytest.approx(STEP_SECONDS / 2)
     assert len(bench.batches) == 4
 
 
@@ -426,3 +428,58 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_the_time_of_every_step_is_paid_for_or_wasted() -> None:
+    """Whatever fails, is cancelled or does not fit: nothing is counted twice or forgotten."""
+    bench = Bench("fail=poison&oom_above=2")
+    bench.put(
+        build.submit("a", num_images=3, num_inference_steps=5),
+        build.submit("b", prompt="poison", num_inference_steps=3),
+        build.submit("c", num_inference_steps=9),
+    )
+    bench.after_step = lambda step: bench.put(Cancel("c", Reason.DISCONNECTED)) if step == 6 else None
+    bench.run()
+    steps = sum(each.seconds for each in bench.of(BatchStepped))
+    paid = sum(each.batch_seconds for each in bench.of(Finished))
+    wasted = sum(each.seconds for each in bench.of(StepsWasted))
+    assert paid > 0
+    assert wasted > 0
+    assert paid + wasted == pytest.approx(steps)
+
+
+def test_a_step_tells_its_slots_and_who_waits_for_one() -> None:
+    """Those of another size are passed over; they are no reason to call a slot free in vain."""
+    bench = Bench(slots=2)
+    names = "abc"
+    bench.put(*(build.submit(name) for name in names), build.submit("wide", width=128))
+    bench.run()
+    first = next(each for each in bench.of(BatchStepped) if each.size == (64, 64))
+    assert (first.pictures, first.slots, first.waiting) == (2, 2, 1)
+    assert first.passed_over == {BatchField.SIZE: 1}
+    last = bench.of(BatchStepped)[-1]
+    assert (last.waiting, last.passed_over) == (0, {})
+
+
+def test_a_suspect_that_runs_alone_leaves_no_slot_free_in_vain() -> None:
+    """Nobody else could have taken it."""
+    bench = Bench()
+    bench.put(replace(build.submit("suspect"), alone=True), build.submit("b"))
+    bench.run()
+    alone = [each for each in bench.of(BatchStepped) if each.members[0][0] == "suspect"]
+    assert alone
+    assert all((each.pictures, each.waiting) == (1, 0) for each in alone)
+
+
+def test_admission_is_told_in_steps_too() -> None:
+    """One that comes during a step has waited for its end; one that finds the engine idle for none."""
+    bench = Bench()
+    bench.put(build.submit("a"))
+
+    def arrive(step: int) -> None:
+        if step == 2:
+            bench.put(replace(build.submit("b"), arrived_at=bench.now - STEP_SECONDS / 2))
+
+    bench.after_step = arrive
+    bench.run()
+    assert [each.steps for each in bench.of(PictureAdmitted)] == [0, 1]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from observability.events import Batching, BatchStepped, OutOfMemorySplit, Priority, Stage
+from observability.events import BatchStepped, OutOfMemorySplit
+from observability.labels import Batching, Priority, Stage
 from service.engine.contract import Finished, Ready, Submit
 from service.engine.fake import FakeModel
 from service.jobs.estimate import Estimator, Outlook
@@ -84,7 +85,7 @@ def test_the_estimate_follows_the_steps_that_are_seen() -> None:
     """When steps take twice as long as the profile says, so does the estimate; without steps that is forgotten."""
     estimate = estimator(4)
     for step in range(100):
-        event = BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=2 * STEP_SECONDS)
+        event = BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=2 * STEP_SECONDS, slots=8, waiting=0)
         estimate.observe(event, now=step * 2 * STEP_SECONDS)
     running = flight("a", started=True)
     assert estimate.forecast([running], now=20.0).seconds["a"] == pytest.approx(8 * STEP_SECONDS, rel=0.05)
@@ -95,7 +96,7 @@ def test_the_estimate_follows_the_steps_that_are_seen() -> None:
 def test_one_step_that_was_held_up_says_little() -> None:
     """However long it was held up; and a new engine starts afresh."""
     estimate = estimator(4)
-    estimate.observe(BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=600.0), now=0.0)
+    estimate.observe(BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=600.0, slots=8, waiting=0), now=0.0)
     running = flight("a", started=True)
     assert estimate.forecast([running], now=0.0).seconds["a"] == pytest.approx(1.4 * 4 * STEP_SECONDS)
     estimate.ready(Ready(INFO, Batching.CONTINUOUS, profile(4), load_seconds=0.0, warmup_seconds=0.0))

@@ -3,8 +3,8 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from observability import events
-from observability.events import Outcome, Priority, Reason, Source, Stage, WorkClass
+from observability import events, labels
+from observability.labels import Outcome, Priority, Reason, Source, Stage, WorkClass
 from observability.metrics import Metrics
 from observability.observer import FanOut
 from tests.support.build import Recorder
@@ -19,6 +19,12 @@ CANONICAL = {
     "batch_slots",
     "admission_delay_seconds",
     "estimate_error_ratio",
+    "queue_limit",
+    "requests_running",
+    "batch_occupancy_ratio",
+    "free_slot_seconds",
+    "pictures_passed_over",
+    "wasted_seconds",
     "step_duration_seconds",
     "stage_duration_seconds",
     "steps",
@@ -52,13 +58,11 @@ def test_the_canonical_names_are_there(registry: CollectorRegistry, metrics: Met
 
 def test_a_completed_request_is_counted_and_timed(registry: CollectorRegistry, metrics: Metrics) -> None:
     """A failed one is counted with its reason and leaves the latency alone."""
-    finished = events.RequestFinished(
-        Outcome.COMPLETED, Reason.NONE, Source.USER, WorkClass.S_STANDARD, seconds=1.5, images=2
-    )
-    metrics.observe(finished)
+    of_user = (Source.USER, WorkClass.S_STANDARD)
     metrics.observe(
-        events.RequestFinished(Outcome.FAILED, Reason.MODEL_ERROR, Source.USER, WorkClass.S_STANDARD, 9.0, images=1)
+        events.RequestFinished(Outcome.COMPLETED, Reason.NONE, *of_user, 1.5, images=2, pixels=8192, batch_seconds=0.4)
     )
+    metrics.observe(events.RequestFinished(Outcome.FAILED, Reason.MODEL_ERROR, *of_user, 9.0, images=1))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"safelight_{name}", labels)
@@ -67,24 +71,59 @@ def test_a_completed_request_is_counted_and_timed(registry: CollectorRegistry, m
     assert value("requests_total", outcome="failed", reason="model_error", source="user") == 1
     assert value("request_duration_seconds_sum", work_class="s_standard", source="user") == 1.5
     assert value("images_total") == 2
+    assert value("image_pixels_total") == 8192
+    assert value("image_batch_seconds_total") == 0.4
 
 
 def test_the_age_of_the_oldest_request_grows_by_itself(registry: CollectorRegistry, metrics: Metrics) -> None:
     """It is computed when it is looked at; an empty queue has age 0."""
-    metrics.observe(events.QueueChanged({Priority.HIGH: 2}, oldest_at=60.0))
+    metrics.observe(events.QueueChanged({Priority.HIGH: 2}, oldest_at=60.0, running=3))
     assert registry.get_sample_value("safelight_queue_oldest_age_seconds") == 40.0
     assert registry.get_sample_value("safelight_queue_depth", {"priority": "high"}) == 2
-    metrics.observe(events.QueueChanged({Priority.HIGH: 0}, oldest_at=None))
+    assert registry.get_sample_value("safelight_requests_running") == 3
+    metrics.observe(events.QueueChanged({Priority.HIGH: 0}, oldest_at=None, running=0))
     assert registry.get_sample_value("safelight_queue_oldest_age_seconds") == 0.0
 
 
 def test_a_step_is_counted_once_a_picture(registry: CollectorRegistry, metrics: Metrics) -> None:
     """The batch-size histogram counts requests, the steps count pictures."""
     members = (("a", 0), ("a", 0), ("b", 7), ("c", 3), ("c", 4))
-    metrics.observe(events.BatchStepped(members, rows=10, size=(64, 64), seconds=0.2))
+    metrics.observe(events.BatchStepped(members, rows=10, size=(64, 64), seconds=0.2, slots=8, waiting=2))
     assert registry.get_sample_value("safelight_batch_size_sum") == 3
     assert registry.get_sample_value("safelight_steps_total") == 5
     assert registry.get_sample_value("safelight_step_duration_seconds_sum") == 0.2
+    assert registry.get_sample_value("safelight_batch_occupancy_ratio_sum") == 5 / 8
+    assert registry.get_sample_value("safelight_free_slot_seconds_total") == pytest.approx(2 * 0.2)
+
+
+def test_a_full_batch_leaves_no_slot_free(registry: CollectorRegistry, metrics: Metrics) -> None:
+    """Pictures that wait beside it are no sign of trouble."""
+    metrics.observe(events.BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=0.2, slots=1, waiting=9))
+    assert registry.get_sample_value("safelight_free_slot_seconds_total") == 0.0
+
+
+def test_pictures_that_could_not_join_are_counted_by_what_kept_them_apart(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    """The first field that differs is the label."""
+    over = {labels.BatchField.STEPS: 3}
+    metrics.observe(
+        events.BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=0.2, slots=8, waiting=3, passed_over=over)
+    )
+    assert registry.get_sample_value("safelight_pictures_passed_over_total", {"field": "steps"}) == 3
+    assert registry.get_sample_value("safelight_pictures_passed_over_total", {"field": "size"}) == 0
+
+
+def test_declared_series_are_bounded_by_their_enums(registry: CollectorRegistry, metrics: Metrics) -> None:
+    """What exists from the start is at most what was declared."""
+    counted = {
+        family.name: sum(not sample.name.endswith("_created") for sample in family.samples)
+        for family in registry.collect()
+        if family.name != "safelight_model"
+    }
+    declared = {each.name.removesuffix("_total"): each.most_series for each in metrics.declared}
+    assert set(counted) == set(declared)
+    assert all(counted[name] <= most for name, most in declared.items())
 
 
 def test_every_kind_of_event_can_be_taken(metrics: Metrics) -> None:
@@ -93,10 +132,18 @@ def test_every_kind_of_event_can_be_taken(metrics: Metrics) -> None:
         events.RequestRejected(Reason.QUEUE_FULL, Source.USER),
         events.RequestStarted(Priority.LOW, 0.1),
         events.StageFinished(Stage.STORE, 0.1),
-        events.StepsWasted(Reason.DISCONNECTED, 4),
+        events.ServiceStarted(100, 1.5),
+        events.LoopLagged(0.01),
+        events.ClientRetried(),
+        events.PictureAdmitted(0.1, 1),
+        events.PicturesPaused(1),
+        events.PicturesResumed(1),
+        events.StepsWasted(Reason.DISCONNECTED, 4, 0.5),
         events.OutOfMemorySplit(Stage.DENOISE, (64, 64), 2),
-        events.CacheLookedUp(events.Cache.RESPONSE, events.CacheResult.HIT),
-        events.EngineReady(events.Batching.CONTINUOUS, 8, 1.0, 0.5),
+        events.CacheLookedUp(labels.Cache.RESPONSE, labels.CacheResult.HIT),
+        events.CacheResized(labels.Cache.RESPONSE, 1000),
+        events.EstimateChecked(1.0, 2.0),
+        events.EngineReady(labels.Batching.CONTINUOUS, 8, 1.0, 0.5, {"name": "tiny"}),
         events.EngineLost(),
     ):
         metrics.observe(event)

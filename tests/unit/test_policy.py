@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from observability.events import Priority
+from observability.labels import Priority
 from service.core import Size
 from service.engine import policy
 from service.engine.contract import Picture

@@ -1,11 +1,14 @@
 """What rows share, and what they do not: prompts in the cache, seeds, errors."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from observability.events import CacheLookedUp, Event
+from observability.labels import CacheResult
 from service.core import Params
 from service.engine.contract import Picture
 from service.engine.stepwise import Prompt, PromptCache, StepwiseModel
@@ -21,6 +24,15 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory)
 
 
+def lookups(events: Sequence[Event]) -> Counter[CacheResult]:
+    """How often the prompt cache knew and did not know."""
+    found: Counter[CacheResult] = Counter()
+    for event in events:
+        if isinstance(event, CacheLookedUp):
+            found[event.result] += event.lookups
+    return found
+
+
 def test_each_picture_of_a_request_has_a_seed_of_its_own(load: Models) -> None:
     """Picture n is drawn with seed + n."""
     loaded = load("tiny")
@@ -34,18 +46,18 @@ def test_each_picture_of_a_request_has_a_seed_of_its_own(load: Models) -> None:
 def test_prompts_seen_lately_are_not_encoded_again(load: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is encoded in one call, each text once; every lookup of a picture is told."""
     loaded = load("sdxl")
-    lookups: list[bool] = []
-    model = stepwise(loaded, lookups=lookups)
+    events: list[Event] = []
+    model = stepwise(loaded, events=events)
     calls: list[list[str | None]] = []
     encode = model._family.encode
     monkeypatch.setattr(model._family, "encode", lambda prompts: (calls.append(list(prompts)), encode(prompts))[1])
     params = [build.params(prompt=prompt, scheduler="euler") for prompt in ("a dog", "a cat", "a dog")]
     model.begin([Picture("task", 0, each) for each in params])
     assert calls == [["a dog", None, "a cat"]]
-    assert lookups == [False, False, False, True, True, True]
+    assert lookups(events) == {CacheResult.HIT: 3, CacheResult.MISS: 3}
     model.begin([Picture("task", 0, build.params(prompt="a cat", scheduler="euler", guidance_scale=1.0))])
     assert len(calls) == 1
-    assert lookups[6:] == [True]
+    assert lookups(events) == {CacheResult.HIT: 4, CacheResult.MISS: 3}
 
 
 def test_embeddings_are_not_changed_by_use(load: Models) -> None:
@@ -94,9 +106,9 @@ def test_without_a_cache_pictures_are_the_same(load: Models) -> None:
     """Batch-mates still share what is encoded for them."""
     loaded = load("tiny")
     params = wishes(loaded)[2:4]
-    lookups: list[bool] = []
-    pictures = draw(stepwise(loaded, cache=0, lookups=lookups), params)
-    assert not any(lookups)
+    events: list[Event] = []
+    pictures = draw(stepwise(loaded, cache=0, events=events), params)
+    assert CacheResult.HIT not in lookups(events)
     assert_same(pictures, [pipelines.lone(loaded.pipe, each) for each in params])
 
 

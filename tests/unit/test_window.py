@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from observability.events import Priority
+from observability.labels import Priority
 from service.engine.contract import Picture
 from service.engine.task import Waiting
 from service.engine.window import Run, Wait, choose, group, order

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from observability.events import BatchStepped, OutOfMemorySplit, Priority, Reason, Stage, StageFinished, StepsWasted
+from observability.events import BatchStepped, OutOfMemorySplit, StageFinished, StepsWasted
+from observability.labels import BatchField, Priority, Reason, Stage
 from service.engine.contract import (
     Batch,
     Cancel,
@@ -191,3 +192,39 @@ def test_a_picture_does_not_depend_on_its_batch(max_batch: int) -> None:
     for done in bench.of(Finished):
         wanted = [colour(Picture("", index, build.params(seed=int(done.task_id)))) for index in range(2)]
         assert all(np.array_equal(*pair) for pair in zip(done.pictures, wanted, strict=True))
+
+
+def test_the_time_of_every_step_is_paid_for_or_wasted() -> None:
+    """Whatever fails, is cancelled or does not fit: nothing is counted twice or forgotten."""
+    bench = Bench("fail=poison&oom_above=2", max_batch=4)
+    bench.put(
+        build.submit("a", num_images=3),
+        build.submit("b", prompt="poison"),
+        build.submit("c"),
+        build.submit("d", num_inference_steps=9),
+        build.submit("e", num_inference_steps=9),
+    )
+    cancels = iter([Cancel("e", Reason.DISCONNECTED)])
+    bench.after_step = lambda step: bench.put(*cancels) if step == 6 else None
+    bench.run(turns=20)
+    steps = sum(each.seconds for each in bench.of(BatchStepped))
+    paid = sum(each.batch_seconds for each in bench.of(Finished))
+    wasted = sum(each.seconds for each in bench.of(StepsWasted))
+    assert {each.task_id for each in bench.of(Finished)} == {"a", "c", "d"}
+    assert wasted > 0
+    assert paid + wasted == pytest.approx(steps)
+
+
+def test_a_batch_tells_once_who_could_not_join() -> None:
+    """By the first field that differs; those that could have joined had there been room wait."""
+    bench = Bench(max_batch=2)
+    bench.put(
+        *(build.submit(name, 1.0) for name in "abc"),
+        build.submit("longer", 2.0, num_inference_steps=5),
+        build.submit("larger", 3.0, width=128, num_inference_steps=5),
+    )
+    bench.run()
+    first, second = bench.of(BatchStepped)[:2]
+    assert (first.pictures, first.slots, first.waiting) == (2, 2, 1)
+    assert first.passed_over == {BatchField.SIZE: 1, BatchField.STEPS: 1}
+    assert second.passed_over == {}

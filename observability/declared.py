@@ -1,0 +1,69 @@
+"""How metrics are declared: name, help, labels whose values come from enums, buckets; and what a declaration costs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+from math import prod
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+PREFIX = "safelight_"
+
+Labels = Mapping[str, type[StrEnum]]
+NO_LABELS: Labels = {}
+Series = Iterable[tuple[StrEnum, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One metric, under the name that it has in queries; `kind` is Prometheus' own word for it."""
+
+    name: str
+    kind: str
+    text: str
+    labels: Labels
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def most_series(self) -> int:
+        """Series that it can have at most: of a histogram, every bucket, the last, the sum and the count."""
+        each = len(self.buckets) + 3 if self.buckets else 1
+        return each * prod(len(values) for values in self.labels.values())
+
+
+class Declarations:
+    """Makes metrics in `registry` and remembers what was declared.
+
+    Every series exists from the start, so that a rate sees its first increase; unless told otherwise, those are all
+    combinations of the labels' values.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.declared: list[Declared] = []
+        self._registry = registry
+
+    def counter(self, name: str, text: str, labels: Labels = NO_LABELS, series: Series | None = None) -> Counter:
+        """A counter; `name` ends in `_total`. `series` are the label values that there are."""
+        made = Counter(PREFIX + name, text, list(labels), registry=self._registry)
+        self._remember(made, Declared(PREFIX + name, "counter", text, labels), series)
+        return made
+
+    def gauge(self, name: str, text: str, labels: Labels = NO_LABELS) -> Gauge:
+        """A gauge."""
+        made = Gauge(PREFIX + name, text, list(labels), registry=self._registry)
+        self._remember(made, Declared(PREFIX + name, "gauge", text, labels))
+        return made
+
+    def histogram(self, name: str, text: str, buckets: Sequence[float], labels: Labels = NO_LABELS) -> Histogram:
+        """A histogram; a bucket's bound is the largest value that it counts."""
+        made = Histogram(PREFIX + name, text, list(labels), buckets=buckets, registry=self._registry)
+        self._remember(made, Declared(PREFIX + name, "histogram", text, labels, tuple(buckets)))
+        return made
+
+    def _remember(self, made: MetricWrapperBase, declared: Declared, series: Series | None = None) -> None:
+        self.declared.append(declared)
+        if declared.labels:
+            for values in product(*declared.labels.values()) if series is None else series:
+                made.labels(*values)

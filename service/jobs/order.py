@@ -1,0 +1,20 @@
+"""A valid request that is not yet a job."""
+
+from dataclasses import dataclass
+
+from observability.labels import Priority, Source
+from service.core import Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a job is made of. Without `seed_given`, the seed in `params` was drawn; `timeout` is in seconds."""
+
+    params: Params
+    seed_given: bool
+    priority: Priority
+    source: Source
+    timeout: float
+    use_cache: bool
+    idempotency_key: str | None
+    fingerprint: str

@@ -22,7 +22,7 @@ FILE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = """# Metrics
 
 Written by `make metrics`. `GET /metrics` tells them in Prometheus' text format, or as OpenMetrics to whom asks for it.
-Labels take their values from enums; the number behind a label is how many there are."""
+Labels take their values from enums, but for those of GPUs and HTTP routes; behind a label is how many there are."""
 GPUS = "From NVML, for each GPU, where it is supported."
 BESIDE = """`safelight_model_info` names the model; `safelight_engine_process_*` is the engine's process; `process_*`
 and `python_*` are the API's; `http_*` are generic HTTP metrics by route, method and status."""

@@ -25,12 +25,14 @@ class Declared:
     text: str
     labels: Labels
     buckets: tuple[float, ...] = ()
+    series: int | None = None  # combinations of label values, unless that is all
 
     @property
     def most_series(self) -> int:
         """Series that it can have at most: of a histogram, every bucket, the last, the sum and the count."""
         each = len(self.buckets) + 3 if self.buckets else 1
-        return each * prod(len(values) for values in self.labels.values())
+        combinations = prod(len(values) for values in self.labels.values()) if self.series is None else self.series
+        return each * combinations
 
 
 class Declarations:
@@ -47,7 +49,9 @@ class Declarations:
     def counter(self, name: str, text: str, labels: Labels = NO_LABELS, series: Series | None = None) -> Counter:
         """A counter; `name` ends in `_total`. `series` are the label values that there are."""
         made = Counter(PREFIX + name, text, list(labels), registry=self._registry)
-        self._remember(made, Declared(PREFIX + name, "counter", text, labels), series)
+        known = None if series is None else list(series)
+        declared = Declared(PREFIX + name, "counter", text, labels, series=None if known is None else len(known))
+        self._remember(made, declared, known)
         return made
 
     def gauge(self, name: str, text: str, labels: Labels = NO_LABELS) -> Gauge:

@@ -17,6 +17,11 @@ SCRAPE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
+def bracketed(host: str) -> str:
+    """`host` as part of a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
 class Exposition:
     """Writes the metrics of a registry, and two about that: they tell of the scrapes before."""
 

@@ -65,8 +65,12 @@ class RequestMetrics:
         self.running = make.gauge("requests_running", "Requests that have started and not ended.")
         self.retries = make.counter("client_retries_total", "Requests that said they were another try.")
         self.images = make.counter("images_total", "Pictures of completed requests that were not cache hits.")
-        self.pixels = make.counter("image_pixels_total", "Pixels of these pictures.")
-        self.batch_seconds = make.counter("image_batch_seconds_total", "Their share of the time of denoising steps.")
+        self.pixels = make.counter(
+            "image_pixels_total", "Pixels of the pictures of completed requests that were not cache hits."
+        )
+        self.batch_seconds = make.counter(
+            "image_batch_seconds_total", "Share that completed requests had of the time of denoising steps."
+        )
         self.estimate_error = make.histogram(
             "estimate_error_ratio", "Error of the estimated time of a completed request, over its true time.", RATIOS
         )
@@ -80,7 +84,9 @@ class EngineMetrics:
         self.batch_pictures = make.histogram("batch_pictures", "Pictures in the batch, at each step.", BATCH_SIZES)
         self.occupancy = make.histogram("batch_occupancy_ratio", "Share of slots that are taken, at each step.", SHARES)
         self.slots = make.gauge("batch_slots", "Pictures of the model's own size that share a step at most.")
-        self.slots_now = make.gauge("batch_slots_in_force", "The same for the size of the last step, as memory allows.")
+        self.slots_now = make.gauge(
+            "batch_slots_in_force", "Pictures of the size of the last step that may share one, as memory allows."
+        )
         self.starved = make.counter(
             "free_slot_seconds_total", "Time of free slots while pictures waited that could have taken them."
         )
@@ -100,16 +106,28 @@ class EngineMetrics:
             "Time from a picture's arrival, or a slot becoming free for it, to its first denoising step.",
             WAIT_SECONDS,
         )
-        self.delay_steps = make.histogram("admission_delay_steps", "Denoising steps that end meanwhile.", STEP_COUNTS)
+        self.delay_steps = make.histogram(
+            "admission_delay_steps",
+            "Denoising steps that end between a picture's arrival, or a free slot for it, and its first one.",
+            STEP_COUNTS,
+        )
         self.paused = make.counter("pictures_paused_total", "Pictures that lost their slots to more urgent ones.")
         self.resumed = make.counter("pictures_resumed_total", "Paused pictures that got a slot again.")
         why = {"reason": Reason}
         reasons = {(reason,): None for outcome, reason in ENDED if outcome in LOST}
         self.wasted_steps = make.counter("wasted_steps_total", "Steps whose result was thrown away.", why, reasons)
-        self.wasted_seconds = make.counter("wasted_seconds_total", "Their share of batches' time.", why, reasons)
+        self.wasted_seconds = make.counter(
+            "wasted_seconds_total",
+            "Time of steps whose result was thrown away, as a share of their batches' time.",
+            why,
+            reasons,
+        )
         self.splits = make.counter("oom_splits_total", "Batches split because they did not fit into memory.")
         self.peak = make.gauge("step_peak_memory_bytes", "Device memory at the peak of the last step; 0: not known.")
-        self.predicted = make.gauge("step_predicted_memory_bytes", "The same by the start-up profile; 0: not known.")
+        self.predicted = make.gauge(
+            "step_predicted_memory_bytes",
+            "Device memory at the peak of the last step by the start-up profile; 0: not known.",
+        )
         self.lookups = make.counter(
             "cache_lookups_total", "Cache look-ups by result.", {"cache": Cache, "result": CacheResult}, LOOKUPS
         )
@@ -120,7 +138,7 @@ class EngineMetrics:
         )
         self.ready = make.gauge("model_ready", "1 while a warmed model is loaded.")
         self.load_seconds = make.gauge("model_load_seconds", "Time that loading the model took.")
-        self.warmup_seconds = make.gauge("model_warmup_seconds", "Time that warming and profiling it took.")
+        self.warmup_seconds = make.gauge("model_warmup_seconds", "Time that warming and profiling the model took.")
         self.restarts = make.counter("engine_restarts_total", "Times the engine process was lost and started anew.")
         self.dollars = make.gauge("gpu_dollars_per_hour", "Price of the GPU, as set; 0: not set.")
         self.lag = make.histogram(

@@ -69,14 +69,15 @@ class XidWatch:
     def stop(self) -> None:
         """End the thread soon."""
         self._stopping.set()
-        self._interrupted.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._interrupted.clear()
-            with contextlib.suppress(pynvml.NVMLError):
-                self._watch()
-            self.watched = dict.fromkeys(self.watched, False)
+            try:
+                with contextlib.suppress(pynvml.NVMLError):
+                    self._watch()
+            finally:
+                self.watched = dict.fromkeys(self.watched, False)
             self._stopping.wait(XID_RETRY_SECONDS)
 
     def _watch(self) -> None:
@@ -87,11 +88,13 @@ class XidWatch:
             events = pynvml.nvmlEventSetCreate()
             indices = dict(self._register(events))
             self.watched = {**self.watched, **dict.fromkeys(indices.values(), True)}
-            while indices and not self._interrupted.is_set():
+            while indices and not self._interrupted.is_set() and not self._stopping.is_set():
                 with contextlib.suppress(pynvml.NVMLError_Timeout):
                     event = pynvml.nvmlEventSetWait_v2(events, XID_WAIT_MILLISECONDS)
                     code = str(event.eventData)
-                    self.counts[indices[_address(event.device)], code if code in XIDS else "other"] += 1
+                    gpu = indices.get(_address(event.device))
+                    if gpu is not None:
+                        self.counts[gpu, code if code in XIDS else "other"] += 1
         finally:
             with contextlib.suppress(pynvml.NVMLError):
                 if events is not None:

@@ -4,19 +4,19 @@ It finds what requests of users may not show: nobody asks, or a fast wrong pictu
 they stay out of the users' objectives.
 """
 
+import http.client
 import io
 import itertools
 import json
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from observability.declared import Declarations
@@ -25,7 +25,8 @@ from observability.metrics import REQUEST_SECONDS
 
 TOKEN_HEADER = "X-Safelight-Probe"
 FRAME = 16  # one part of so many of a side is frame, where the embedded model paints its background
-REFUSED = (429, 503)
+RESULTS = {429: ProbeResult.REFUSED, 503: ProbeResult.REFUSED, 504: ProbeResult.TIMEOUT}
+PATIENCE_SECONDS = 1.0  # more than the service has, so that it is the one to say that time is up
 
 # Of the embedded model's palette, far apart from one another.
 COLOURS = {
@@ -38,12 +39,22 @@ COLOURS = {
 }
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The token is for one address alone."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow nowhere."""
+
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Which service is asked, and for what. Without `checks_colour`, any picture of the right size will do."""
 
     url: str
-    token: str | None
+    token: str | None = field(repr=False)
     timeout: float
     steps: int
     checks_colour: bool
@@ -64,7 +75,9 @@ class ProbeMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         make = Declarations(registry)
         self._runs = make.counter("probe_runs_total", "Pictures asked for, by result.", {"result": ProbeResult})
-        self._seconds = make.histogram("probe_duration_seconds", "Time of those that were right.", REQUEST_SECONDS)
+        self._seconds = make.histogram(
+            "probe_duration_seconds", "Time that pictures took that were right.", REQUEST_SECONDS
+        )
         self._success = make.gauge("probe_success", "1 if the last picture was right.")
         self._last_run = make.gauge("probe_last_run_timestamp_seconds", "Unix time of the last try; 0: none.")
         self._last_success = make.gauge("probe_last_success_timestamp_seconds", "Unix time of the last success, or 0.")
@@ -88,11 +101,11 @@ def probe(target: Target, colour: str, clock: Callable[[], float] = time.monoton
         width, height = _size(target)
         result, detail = _look(_ask(target, colour), (width, height), colour if target.checks_colour else None)
     except urllib.error.HTTPError as error:
-        result = ProbeResult.REFUSED if error.code in REFUSED else ProbeResult.FAILED
+        result = RESULTS.get(error.code, ProbeResult.FAILED)
         detail = f"answered {error.code}"
     except TimeoutError:
         result, detail = ProbeResult.TIMEOUT, f"no answer in {target.timeout:g} s"
-    except (OSError, ValueError, KeyError) as error:  # of the connection; what is no JSON, or another JSON
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:  # no HTTP, or not our JSON
         is_late = isinstance(getattr(error, "reason", None), socket.timeout)
         result = ProbeResult.TIMEOUT if is_late else ProbeResult.UNREACHABLE
         detail = str(error)
@@ -100,7 +113,7 @@ def probe(target: Target, colour: str, clock: Callable[[], float] = time.monoton
 
 
 def _size(target: Target) -> tuple[int, int]:
-    with urllib.request.urlopen(f"{target.url}/model", timeout=target.timeout) as answer:
+    with OPENER.open(f"{target.url}/model", timeout=target.timeout) as answer:
         model = json.load(answer)
     return int(model["default_width"]), int(model["default_height"])
 
@@ -116,7 +129,7 @@ def _ask(target: Target, colour: str) -> bytes:
     if target.token is not None:
         headers[TOKEN_HEADER] = target.token
     request = urllib.request.Request(f"{target.url}/generate", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=target.timeout) as answer:
+    with OPENER.open(request, timeout=target.timeout + PATIENCE_SECONDS) as answer:
         data: bytes = answer.read()
     return data
 
@@ -126,7 +139,7 @@ def _look(data: bytes, size: tuple[int, int], colour: str | None) -> tuple[Probe
     try:
         with Image.open(io.BytesIO(data)) as opened:
             image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ProbeResult.BAD_PICTURE, f"{len(data)} bytes that are no picture"
     if image.size != size:
         return ProbeResult.WRONG_SIZE, f"{image.width} x {image.height} instead of {size[0]} x {size[1]}"
@@ -151,12 +164,11 @@ def nearest(colour: tuple[int, int, int]) -> str:
     return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], colour, strict=True)))
 
 
-def run(target: Target, interval: float, metrics: ProbeMetrics, stopping: threading.Event) -> Iterator[Finding]:
-    """A finding every `interval` seconds, one after the other, with a colour that changes."""
+def run(target: Target, interval: float, metrics: ProbeMetrics) -> Iterator[Finding]:
+    """A finding every `interval` seconds, for ever, one after the other, with a colour that changes."""
     for colour in itertools.cycle(COLOURS):
         due = time.monotonic() + interval
         finding = probe(target, colour)
         metrics.take(finding)
         yield finding
-        if stopping.wait(max(0.0, due - time.monotonic())):
-            return
+        time.sleep(max(0.0, due - time.monotonic()))

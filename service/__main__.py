@@ -64,9 +64,11 @@ def serve(**options: str | None) -> None:
 @main.command(context_settings={"show_default": True})
 @click.option("--url", default="http://127.0.0.1:8000", help="Address of the service.")
 @click.option("--interval", default=60.0, type=click.FloatRange(0.1), help="Seconds between pictures.")
-@click.option("--timeout", default=30.0, type=click.FloatRange(1.0), help="Seconds to wait for one.")
+@click.option("--timeout", default=30.0, type=click.FloatRange(1.0, 3600.0), help="Seconds that one may take.")
 @click.option("--steps", default=8, type=click.IntRange(1, 100), help="Denoising steps of one.")
-@click.option("--colour/--no-colour", default=True, help="Check the background (embedded model only).")
+@click.option(
+    "--colour/--no-colour", default=True, help="Check the background: only the embedded model paints what was asked."
+)
 @click.option("--token", envvar=f"{PREFIX}PROBE_TOKEN", help=f"Secret that the service knows. [{PREFIX}PROBE_TOKEN]")
 @click.option("--host", default="127.0.0.1", help="Address to serve metrics on.")
 @click.option("--metrics-port", default=8001, type=click.IntRange(0, 65535), help="Port for metrics.")

@@ -1,15 +1,17 @@
 """`safelight probe`: the probe of `observability.probe` as a process with metrics of its own."""
 
+import re
 import signal
 import sys
-import threading
 
 import click
 
-from observability.exposition import Exposition, MetricsServer
+from observability.exposition import Exposition, MetricsServer, bracketed
 from observability.labels import ProbeResult
 from observability.metrics import new_registry
 from observability.probe import COLOURS, Finding, ProbeMetrics, Target, probe, run
+
+TOKEN_PATTERN = re.compile(r"[\x21-\x7e]*")
 
 
 def watch(
@@ -25,14 +27,16 @@ def watch(
     once: bool,
 ) -> int:
     """Probe until told to stop, or once; return the exit status."""
-    target = Target(url.rstrip("/"), token, timeout, steps, checks_colour=colour)
+    if token is not None and not TOKEN_PATTERN.fullmatch(token):
+        click.echo("safelight: the probe's token must be printable ASCII characters without spaces", err=True)
+        return 2
+    target = Target(url.rstrip("/"), token or None, timeout, steps, checks_colour=colour)
     if once:
         finding = probe(target, next(iter(COLOURS)))
         _tell(finding)
         return int(finding.result is not ProbeResult.OK)
-    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda *_: sys.exit(0))
     registry = new_registry()
     metrics = ProbeMetrics(registry)
     try:
@@ -40,11 +44,10 @@ def watch(
     except OSError as error:
         click.echo(f"safelight: --metrics-port: cannot listen on {host}:{metrics_port}: {error.strerror}", err=True)
         return 2
-    click.echo(f"The probe's metrics are on http://{host}:{server.port}/metrics", err=True)
-    for finding in run(target, interval, metrics, stopping):
+    click.echo(f"The probe's metrics are on http://{bracketed(host)}:{server.port}/metrics", err=True)
+    for finding in run(target, interval, metrics):
         if finding.result is not ProbeResult.OK:
             _tell(finding)
-    server.close()
     return 0
 
 

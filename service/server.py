@@ -8,6 +8,7 @@ from types import FrameType
 import click
 import uvicorn
 
+from observability.exposition import bracketed
 from service.app import Service
 from service.errors import StartupError
 from service.settings import Settings
@@ -57,6 +58,7 @@ def serve(settings: Settings) -> None:
     server.service = service
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
+    host = bracketed(host)
     click.echo(f"Safelight listens on http://{host}:{port} (documentation: /docs)", err=True)
     if service.metrics_server is not None:
         click.echo(f"Its metrics are on http://{host}:{service.metrics_server.port}/metrics", err=True)

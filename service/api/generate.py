@@ -82,7 +82,7 @@ async def generate(
 
 def _source(given: str, token: str | None) -> Source:
     """The probe, if it gives the token; anybody else is a user."""
-    is_probe = token is not None and secrets.compare_digest(given.encode(), token.encode())
+    is_probe = bool(token) and secrets.compare_digest(given.encode(), str(token).encode())
     return Source.PROBE if is_probe else Source.USER
 
 

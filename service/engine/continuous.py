@@ -14,6 +14,7 @@ from observability.events import (
     PicturesPaused,
     PicturesResumed,
     StageFinished,
+    StepsWasted,
 )
 from observability.labels import BatchField, Priority, Reason, Stage
 from service.core import Size
@@ -204,6 +205,9 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         present = [task_id for task_id, _ in event.members if task_id in self._tasks]
         for task_id in present:
             self._tasks[task_id].stepped(event.seconds_each)
+        gone = event.pictures - len(present)  # another picture of theirs has failed, in another part of a split step
+        if gone:
+            self._observe(StepsWasted(Reason.MODEL_ERROR, gone, gone * event.seconds_each))
         self._tell_step(event, present)
 
     # Retire

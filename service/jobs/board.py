@@ -121,7 +121,6 @@ class Board:
         for flight in self._flights.known([message.task_id]):
             self._flights.leave_engine(flight)
             flight.steps_done, flight.batch_seconds = flight.params.total_steps, message.batch_seconds
-            flight.is_made = True
             self._background.spawn(self._deliver(flight, message))
 
     def failed(self, task_id: str, reason: Reason, detail: str) -> None:
@@ -162,6 +161,7 @@ class Board:
         except Exception:
             log.exception("job %s: its pictures could not be stored", flight.id)
             self._flights.remove(flight)
+            self._waste(flight, Reason.STORAGE_ERROR)
             self._fail(flight, Reason.STORAGE_ERROR, "the pictures could not be stored")
             await self._delivery.discard(flight.id)
             return
@@ -173,6 +173,8 @@ class Board:
             for live in flight.members.values()
             if self._claim(live)
         }
+        if not ending:
+            self._waste(flight, flight.left_because)
         record = partial(
             self._delivery.record,
             blob=flight.id,
@@ -220,9 +222,8 @@ class Board:
         flight.members.pop(live.job.id, None)
         if flight.members:
             return
-        if flight.is_made:
-            self._waste(flight, reason)
-        elif flight in self._flights:
+        flight.left_because = reason
+        if flight in self._flights:
             self._flights.remove(flight)
             self._send(Cancel(flight.id, reason))
 
@@ -239,6 +240,8 @@ class Board:
             recorded = await self._recorder.run(record)
         except Exception:
             log.exception("the end of %d jobs could not be recorded; they fail", len(ending))
+            for flight in {live.flight for live, job in ending.items() if job.state is JobState.COMPLETED}:
+                self._waste(flight, Reason.STORAGE_ERROR)
             ending = {live: unrecorded(job) for live, job in ending.items()}
             recorded = await self._recorder.run(partial(table.save_all, jobs=list(ending.values())))
         if not recorded:

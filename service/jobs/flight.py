@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from observability.events import BatchStepped, QueueChanged
-from observability.labels import Priority
+from observability.labels import Priority, Reason
 from service.core import Job, JobState, Params
 
 
@@ -75,7 +75,7 @@ class Flight:
     has_started: bool = False
     steps_done: int = 0
     batch_seconds: float = 0.0  # its share of the time of its steps; 0 again once a completed job has paid
-    is_made: bool = False  # its pictures have left the engine
+    left_because: Reason = Reason.NONE  # why the last job left it that did
     slots: int = 0  # pictures that made the last step of their size
     crashes: int = 0
 

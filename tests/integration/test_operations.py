@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.server import Server, environment, serving, until
+from tests.support.server import PATIENCE, Server, environment, serving, until
 
 METRICS = re.compile(r"metrics are on (http://127\.0\.0\.1:\d+/metrics)")
 
@@ -66,7 +66,7 @@ def test_metrics_port_that_is_taken_stops_the_start(fake: Server, data_dir: Path
         capture_output=True,
         check=False,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert ended.returncode != 0
     assert "SAFELIGHT_METRICS_PORT" in ended.stderr

@@ -20,7 +20,7 @@ from observability.labels import ProbeResult
 from observability.probe import COLOURS, Target, probe
 from tests.support.server import PATIENCE, Server, serving, until
 
-TOKEN = "a secret"
+TOKEN = "a-secret"
 METRICS = re.compile(r"metrics are on (http://\S+/metrics)")
 
 
@@ -77,6 +77,8 @@ def target(url: str, timeout: float = PATIENCE) -> Target:
         (200, b"\x89PNG and no more", ProbeResult.BAD_PICTURE),
         (429, b"", ProbeResult.REFUSED),
         (503, b"", ProbeResult.REFUSED),
+        (504, b"", ProbeResult.TIMEOUT),
+        (302, b"", ProbeResult.FAILED),
         (500, b"", ProbeResult.FAILED),
     ],
 )
@@ -92,7 +94,7 @@ def test_nobody_there_and_nobody_answering_are_told_apart(fake: Server) -> None:
         pass
     assert probe(target(url), "red").result is ProbeResult.UNREACHABLE
     with fake.held():
-        assert probe(target(fake.url, timeout=1.0), "red").result in (ProbeResult.TIMEOUT, ProbeResult.FAILED)
+        assert probe(target(fake.url, timeout=1.0), "red").result in (ProbeResult.TIMEOUT, ProbeResult.REFUSED)
 
 
 def test_probe_keeps_out_of_the_users_numbers(tmp_path: Path) -> None:
@@ -102,29 +104,32 @@ def test_probe_keeps_out_of_the_users_numbers(tmp_path: Path) -> None:
         process = subprocess.Popen(
             [*command, "--interval", "0.1", "--metrics-port", "0"], stderr=subprocess.PIPE, text=True
         )
-        assert process.stderr is not None
-        match = METRICS.search(process.stderr.readline())
-        assert match is not None
-
-        def right() -> float:
-            text = httpx.get(match[1]).text
-            samples = {
-                (each.name, *each.labels.values()): each.value
-                for family in text_string_to_metric_families(text)
-                for each in family.samples
-            }
-            assert not any(
-                value for (name, *labels), value in samples.items() if "runs" in name and labels != ["ok"]
-            ), samples
-            return samples["safelight_probe_runs_total", "ok"]
-
-        until(lambda: right() >= 3)
-        of_probe = {"outcome": "completed", "reason": "none", "source": "probe"}
-        assert server.metric("safelight_requests_total", **of_probe) >= 3
-        assert server.metric("safelight_requests_total", **{**of_probe, "source": "user"}) == 0
-        process.terminate()
         with process:
-            assert process.wait(PATIENCE) == 0
+            try:
+                assert process.stderr is not None
+                match = METRICS.search(process.stderr.readline())
+                assert match is not None
+
+                def right() -> float:
+                    text = httpx.get(match[1]).text
+                    samples = {
+                        (each.name, *each.labels.values()): each.value
+                        for family in text_string_to_metric_families(text)
+                        for each in family.samples
+                    }
+                    assert not any(
+                        value for (name, *labels), value in samples.items() if "runs" in name and labels != ["ok"]
+                    ), samples
+                    return samples["safelight_probe_runs_total", "ok"]
+
+                until(lambda: right() >= 3)
+                of_probe = {"outcome": "completed", "reason": "none", "source": "probe"}
+                assert server.metric("safelight_requests_total", **of_probe) >= 3
+                assert server.metric("safelight_requests_total", **{**of_probe, "source": "user"}) == 0
+                process.terminate()
+                assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
         wrong = subprocess.run([*command[:-1], "wrong", "--once"], check=False, capture_output=True, text=True)
         assert wrong.returncode == 0, wrong.stderr
         assert server.metric("safelight_requests_total", **{**of_probe, "source": "user"}) == 1

@@ -272,6 +272,22 @@ async def test_pictures_that_nobody_wants_any_more_were_made_in_vain(scene: Scen
     assert [each.batch_seconds for each in scene.ends] == [0.0]
 
 
+async def test_pictures_that_somebody_joins_for_are_not_made_in_vain(scene: Scene) -> None:
+    """The first job is cancelled while they are stored, an identical one comes in time: it pays, once."""
+    scene.enter("a", cache_key="k")
+    live = scene.board.live("a")
+    assert live is not None
+    scene.board.started(["a"])
+    scene.finish("a")
+    ending = asyncio.ensure_future(scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED))
+    await asyncio.sleep(0)
+    assert scene.enter("b", cache_key="k")
+    await ending
+    await scene.board.settle(60)
+    assert sorted(each.batch_seconds for each in scene.ends) == [0.0, 0.5]
+    assert not scene.recorder.of(StepsWasted)
+
+
 async def test_what_a_lost_engine_had_done_is_wasted_once(scene: Scene) -> None:
     """The next engine starts from nothing."""
     scene.enter("a")

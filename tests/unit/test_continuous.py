@@ -435,7 +435,7 @@ def test_the_time_of_every_step_is_paid_for_or_wasted() -> None:
     bench = Bench("fail=poison&oom_above=2")
     bench.put(
         build.submit("a", num_images=3, num_inference_steps=5),
-        build.submit("b", prompt="poison", num_inference_steps=3),
+        build.submit("b", prompt="poison", num_images=3, num_inference_steps=3),
         build.submit("c", num_inference_steps=9),
     )
     bench.after_step = lambda step: bench.put(Cancel("c", Reason.DISCONNECTED)) if step == 6 else None

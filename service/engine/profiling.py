@@ -23,7 +23,6 @@ log = logging.getLogger("safelight.engine")
 ROUNDS = 3
 TIMED_STEPS = 2  # of the largest batch; of smaller ones more, so that all are timed for about as long
 DRIFT = 1.5
-RESERVE_SECONDS = 2.0  # for one step
 FORMAT = 2  # of the file; another number makes older ones void
 NOT_TUNING = {"data_dir", "batching", "batch_window_ms", "order", "prompt_cache_mb", "slots", "faults"}
 ADAPTER = TypeAdapter(Profile)
@@ -49,24 +48,6 @@ def profile_by_step(
         profile = measure(model, sizes, settings.max_batch, clock)
         _keep(file, profile)
     return replace(profile, max_batch=settings.max_batch, slots=settings.slots_by_size)
-
-
-def reserve(model: StepModel[R], profile: Profile) -> None:
-    """Take at the start the memory that a full batch of the largest pictures needs, if that is done soon.
-
-    On the CPU the C library keeps it, so that memory does not creep up for hours as larger batches come.
-    """
-    side = model.info.max_size - model.info.max_size % model.info.size_multiple
-    rows = profile.max_batch * profile.rows_per_guided
-    if profile.step_seconds((side, side), rows) > RESERVE_SECONDS:
-        return
-    try:
-        largest = model.begin(_pictures(model.info, (side, side), profile.max_batch))
-        _step(model, largest)
-        model.decode(largest[: math.ceil(len(largest) / 2)])
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
 
 
 def _check(size: Size, info: ModelInfo) -> None:

@@ -17,7 +17,7 @@ from service.engine.fake import SCHEME, FakeModel
 from service.engine.faults import Faults, FaultyBatchModel, FaultyStepModel
 from service.engine.loop import EngineLoop
 from service.engine.policy import ORDERS
-from service.engine.profiling import profile_by_batch, profile_by_step, reserve
+from service.engine.profiling import profile_by_batch, profile_by_step
 from service.engine.window_loop import WindowLoop
 from service.errors import StartupError
 from service.settings import EngineSettings
@@ -75,8 +75,7 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
 
     cache_bytes = int(settings.prompt_cache_mb * 2**20)
     model = StepwiseModel(loaded, family, cache_bytes)
-    is_on_cpu = loaded.device.type == "cpu"
-    loop = _continuous_loop(model, faults, settings, inbox, send, began, loaded.machine, reserves=is_on_cpu)
+    loop = _continuous_loop(model, faults, settings, inbox, send, began, loaded.machine)
     model.observe = lambda event: send(Happened(event))  # what came before was warm-up
     return loop
 
@@ -98,12 +97,9 @@ def _continuous_loop(
     send: Send,
     began: float,
     machine: str,
-    reserves: bool = False,
 ) -> EngineLoop:
     loaded = time.monotonic()
     profile = profile_by_step(model, settings, machine)
-    if reserves:
-        reserve(model, profile)
     send(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
     faulty = FaultyStepModel(model, faults)
     return ContinuousLoop(faulty, inbox, send, profile=profile, order=ORDERS[settings.order])

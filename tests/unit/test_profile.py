@@ -9,7 +9,7 @@ import pytest
 
 from service.engine.fake import FakeModel, FakeRow
 from service.engine.profile import Curve, Point, Profile
-from service.engine.profiling import batches, measure, profile_by_batch, profile_by_step, reserve
+from service.engine.profiling import batches, measure, profile_by_batch, profile_by_step
 from service.errors import StartupError
 from service.settings import EngineSettings
 
@@ -173,22 +173,3 @@ def test_peak_memory_is_that_of_the_next_larger_measured_batch() -> None:
     assert measured.peak_bytes((256, 256), 2) == 4 * MIB
     assert measured.peak_bytes((128, 128), 10) is None
     assert profile(KNEE_AT_FOUR).peak_bytes((128, 128), 2) is None
-
-
-def test_memory_is_reserved_by_a_full_batch_of_the_largest_pictures() -> None:
-    """One step of it; if that would take long, or does not fit, the engine starts without."""
-
-    class Watched(Clocked):
-        largest: tuple[int, int] = (0, 0)  # pictures, and the width of the first
-
-        def denoise(self, rows: Sequence[FakeRow]) -> list[Exception | None]:
-            self.largest = (len(rows), rows[0].picture.params.width)
-            return super().denoise(rows)
-
-    model = Watched()
-    reserve(model, profile(KNEE_AT_FOUR))
-    assert model.largest == (8, model.info.max_size)
-    slow = Watched()
-    reserve(slow, profile({1: 1.0, 8: 8.0}))
-    assert slow.largest == (0, 0)
-    reserve(Watched(fits=4), profile(KNEE_AT_FOUR))

@@ -6,7 +6,6 @@ from functools import singledispatchmethod
 
 from prometheus_client import CollectorRegistry, Info
 from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
 from observability import events
 from observability.declared import PREFIX, Declarations
@@ -77,7 +76,7 @@ class RequestMetrics:
 
 
 class EngineMetrics:
-    """Batches, steps and the model."""
+    """Batches and steps."""
 
     def __init__(self, make: Declarations) -> None:
         self.batch_size = make.histogram("batch_size", "Requests in the batch, at each denoising step.", BATCH_SIZES)
@@ -128,6 +127,12 @@ class EngineMetrics:
             "step_predicted_memory_bytes",
             "Device memory at the peak of the last step by the start-up profile; 0: not known.",
         )
+
+
+class ServiceMetrics:
+    """Caches, the model and the process."""
+
+    def __init__(self, make: Declarations) -> None:
         self.lookups = make.counter(
             "cache_lookups_total", "Cache look-ups by result.", {"cache": Cache, "result": CacheResult}, LOOKUPS
         )
@@ -153,6 +158,7 @@ class Metrics:
         make = Declarations(registry)
         self._requests = RequestMetrics(make)
         self._engine = EngineMetrics(make)
+        self._service = ServiceMetrics(make)
         self.declared = tuple(make.declared)
         self._model = Info(f"{PREFIX}model", "The loaded model.", registry=registry)
         self._clock = clock
@@ -175,11 +181,11 @@ class Metrics:
     @observe.register
     def _(self, event: events.ServiceStarted) -> None:
         self._requests.limit.set(event.queue_limit)
-        self._engine.dollars.set(event.gpu_dollars_per_hour)
+        self._service.dollars.set(event.gpu_dollars_per_hour)
 
     @observe.register
     def _(self, event: events.LoopLagged) -> None:
-        self._engine.lag.observe(event.seconds)
+        self._service.lag.observe(event.seconds)
 
     @observe.register
     def _(self, event: events.ClientRetried) -> None:
@@ -252,12 +258,12 @@ class Metrics:
 
     @observe.register
     def _(self, event: events.CacheLookedUp) -> None:
-        self._engine.lookups.labels(event.cache, event.result).inc(event.lookups)
-        self._engine.saved.inc(event.seconds_saved)
+        self._service.lookups.labels(event.cache, event.result).inc(event.lookups)
+        self._service.saved.inc(event.seconds_saved)
 
     @observe.register
     def _(self, event: events.CacheResized) -> None:
-        self._engine.cache_bytes.labels(event.cache).set(event.bytes)
+        self._service.cache_bytes.labels(event.cache).set(event.bytes)
 
     @observe.register
     def _(self, event: events.QueueChanged) -> None:
@@ -268,29 +274,17 @@ class Metrics:
 
     @observe.register
     def _(self, event: events.EngineReady) -> None:
-        engine = self._engine
-        engine.slots.set(event.slots)
+        service = self._service
+        self._engine.slots.set(event.slots)
         for mode in Batching:
-            engine.batching.labels(mode).set(mode is event.batching)
-        engine.load_seconds.set(event.load_seconds)
-        engine.warmup_seconds.set(event.warmup_seconds)
-        engine.ready.set(1)
-        engine.cache_bytes.labels(Cache.PROMPT_EMBEDDING).set(0)
+            service.batching.labels(mode).set(mode is event.batching)
+        service.load_seconds.set(event.load_seconds)
+        service.warmup_seconds.set(event.warmup_seconds)
+        service.ready.set(1)
+        service.cache_bytes.labels(Cache.PROMPT_EMBEDDING).set(0)
         self._model.info(dict(event.model))
 
     @observe.register
     def _(self, event: events.EngineLost) -> None:
-        self._engine.restarts.inc()
-        self._engine.ready.set(0)
-
-
-def new_registry() -> CollectorRegistry:
-    """A registry with the standard process, platform and garbage-collector metrics in it."""
-    from prometheus_client import GCCollector, PlatformCollector, ProcessCollector, disable_created_metrics
-
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library lacks the annotation
-    registry = CollectorRegistry()
-    collectors: tuple[type[Collector], ...] = (ProcessCollector, PlatformCollector, GCCollector)
-    for collector in collectors:
-        collector(registry=registry)  # type: ignore[call-arg]  # the base class does not declare the argument
-    return registry
+        self._service.restarts.inc()
+        self._service.ready.set(0)

@@ -18,10 +18,10 @@ from prometheus_fastapi_instrumentator import metrics as http_metrics
 from observability import slo as slo_objectives
 from observability.events import ServiceStarted
 from observability.exposition import Exposition, MetricsServer
-from observability.metrics import REQUEST_SECONDS, Metrics, new_registry
+from observability.metrics import REQUEST_SECONDS, Metrics
 from observability.nvml import Nvml, NvmlCollector, XidWatch
 from observability.observer import FanOut, Observer
-from observability.process import register_engine_process, watch_event_loop
+from observability.process import new_registry, register_engine_process, watch_event_loop
 from observability.slo import Samples
 from service.api import generate, jobs, operations, problems, slo, streams
 from service.api.state import Services

@@ -8,8 +8,8 @@ import click
 
 from observability.exposition import Exposition, MetricsServer, bracketed
 from observability.labels import ProbeResult
-from observability.metrics import new_registry
 from observability.probe import COLOURS, Finding, ProbeMetrics, Target, probe, run
+from observability.process import new_registry
 
 TOKEN_PATTERN = re.compile(r"[\x21-\x7e]*")
 

@@ -28,7 +28,6 @@ class ObjectiveView(BaseModel):
         """The JSON of one objective."""
         counts = objective.counts(samples)
         attainment = counts.attainment
-        enough = attainment is not None and counts.total >= minimum_events
         return cls(
             name=name,
             kind=objective.kind,
@@ -39,7 +38,7 @@ class ObjectiveView(BaseModel):
             total=counts.total,
             attainment=attainment,
             budget_left=counts.budget_left(objective.objective),
-            is_met=attainment >= objective.objective if enough and attainment is not None else None,
+            is_met=None if attainment is None or counts.total < minimum_events else attainment >= objective.objective,
         )
 
 

@@ -59,8 +59,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     def turn(self) -> None:
         """One turn of the loop: at most one denoising step of one size."""
-        self._receive(timeout=0.0)
-        self._retire(newcomers=self._admit())
+        self._retire(newcomers=self._join())
         batch = self._choose()
         if batch:
             self._denoise(batch)
@@ -68,6 +67,13 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             self._rest()
 
     # Admit
+
+    def _join(self) -> bool:
+        """Take commands and admit, and once more for those that came while prompts were encoded; as `_admit`."""
+        self._receive(timeout=0.0)
+        found_free_slots = self._admit()
+        self._receive(timeout=0.0)
+        return self._admit() or found_free_slots
 
     def _admit(self) -> bool:
         """Give out the slots; return whether pictures joined that found one free, and so should not wait longer."""
@@ -223,8 +229,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 self._decode_deferred = True
                 return
             self._hand_out(self._part())
-            self._receive(timeout=0.0)
-            newcomers = self._admit() or newcomers
+            newcomers = self._join() or newcomers
         self._decode_deferred = False
 
     def _part(self) -> list[Begun[R]]:

@@ -111,6 +111,22 @@ def test_admission_waits_for_one_step_at_most() -> None:
     assert max(delays) <= STEP_SECONDS
 
 
+def test_who_comes_while_prompts_are_encoded_takes_the_same_step() -> None:
+    """Encoding may take long beside a step; who has come meanwhile need not wait for both."""
+    bench = Bench()
+    bench.put(build.submit("a"))
+    begin = bench.begin
+
+    def watched(pictures: Sequence[Picture]) -> list[FakeRow]:
+        if pictures[0].task_id == "a":
+            bench.put(build.submit("b"))
+        return begin(pictures)
+
+    bench.begin = watched  # type: ignore[method-assign]
+    bench.run()
+    assert bench.batches[0] == [("a", 0), ("b", 0)]
+
+
 def test_newcomers_are_looked_for_between_parts_of_decoding() -> None:
     """Four pictures finish together and each takes as long as a step to decode; one that comes then waits for one."""
     bench = Bench(decode_seconds=STEP_SECONDS)

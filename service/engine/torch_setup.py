@@ -4,6 +4,9 @@ import ctypes
 import os
 import platform
 import threading
+import time
+from collections.abc import Callable
+from functools import cache
 
 import diffusers
 import torch
@@ -19,6 +22,8 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 NEVER = (1 << 31) - 1
 
+TRIM_SECONDS = 60.0
+
 
 def quieten() -> None:
     """No progress bars in the log of a server."""
@@ -27,12 +32,24 @@ def quieten() -> None:
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
 
 
+@cache
 def keep_memory() -> None:
-    """Let the C library keep what is freed: giving each step's buffers back and faulting them in again takes time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc
-        mallopt(M_MMAP_THRESHOLD, NEVER)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
+    """Let the C library keep what is freed for a while, and give it back to the system once in `TRIM_SECONDS`.
+
+    Giving each step's buffers back and faulting them in again takes time; never doing so, memory creeps up by the gaps
+    that no later buffer fits into. Once is enough for a process.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc
+        library.mallopt(M_MMAP_THRESHOLD, NEVER)
+        library.mallopt(M_TRIM_THRESHOLD, NEVER)
+        threading.Thread(target=_trim, args=(library.malloc_trim,), name="trim", daemon=True).start()
+
+
+def _trim(malloc_trim: Callable[[int], int]) -> None:
+    while True:
+        time.sleep(TRIM_SECONDS)
+        malloc_trim(0)
 
 
 def choose_device(settings: EngineSettings) -> torch.device:

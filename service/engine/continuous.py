@@ -27,6 +27,7 @@ from service.engine.splitting import Splitter
 from service.engine.task import Begun, Waiting
 
 SETTLED_SECONDS = 1.0  # ageing and raised caps are looked at so often
+MAX_DEFERRALS = 3
 REMEMBERED_STEPS = 65  # so that the metric tells more than 64 from 64
 
 
@@ -49,7 +50,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._order = order
         self._begun: dict[Picture, Begun[R]] = {}
         self._done: list[Begun[R]] = []  # have all their steps and wait to be decoded
-        self._decode_deferred = False
+        self._deferrals = 0  # steps that went before decoding, one after the other
         self._settled_until = 0.0  # monotonic; until then the slots stay as they are, unless something happens
         self._turns: dict[Size, Turn] = {}
         self._splitter = Splitter(clock, self._on_split)
@@ -221,16 +222,16 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _retire(self, newcomers: bool) -> None:
         """Decode what has all its steps, in parts that take about a step, so that newcomers need not wait for long.
 
-        Of newcomers that found a free slot, the first step goes before that; but not for two steps in a row.
+        Of newcomers that found a free slot, the first step goes before that, but not for many steps in a row.
         """
-        may_wait = not self._decode_deferred
+        may_wait = self._deferrals < MAX_DEFERRALS
         while self._done:
             if newcomers and may_wait:
-                self._decode_deferred = True
+                self._deferrals += 1
                 return
             self._hand_out(self._part())
             newcomers = self._join() or newcomers
-        self._decode_deferred = False
+        self._deferrals = 0
 
     def _part(self) -> list[Begun[R]]:
         """Take finished rows of one size, as many as are decoded together."""

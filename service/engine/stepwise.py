@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -19,12 +20,17 @@ from service.engine.pipeline import LoadedPipeline, to_pixels
 from service.engine.torch_setup import peak_bytes, synchronize
 
 
-@dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt after text encoding."""
+    """A prompt after text encoding. What takes time and is not needed before the first step waits until it is asked."""
 
-    embeddings: Embeddings
-    truncated: bool
+    def __init__(self, embeddings: Embeddings, truncates: Callable[[], bool]) -> None:
+        self.embeddings = embeddings
+        self._truncates = truncates
+
+    @cached_property
+    def truncated(self) -> bool:
+        """Whether the prompt was longer than the model reads."""
+        return self._truncates()
 
     @property
     def nbytes(self) -> int:
@@ -152,7 +158,7 @@ class StepwiseModel:
                 missing[text] = None
             hits += hit
         for text, embeddings in zip(missing, self._family.encode(list(missing)) if missing else (), strict=True):
-            found[text] = Prompt(embeddings, text is not None and self._loaded.truncates(text))
+            found[text] = Prompt(embeddings, partial(self._loaded.truncates, text or ""))
             self._cache.put(text, found[text])
         self._tell(hits, len(missing))
         return found
@@ -181,12 +187,17 @@ class StepwiseModel:
         )
 
     def _scheduler(self, name: str) -> tuple[Any, bool]:
-        """A fresh scheduler, and whether its steps draw noise. Copied, since making one takes some milliseconds."""
+        """A fresh scheduler, and whether its steps draw noise. Copied, since making one takes some milliseconds.
+
+        It shares the tables that were there before any timesteps: no run changes them, or diffusers' own could not
+        follow one another.
+        """
         if name not in self._pristine:
             made = schedulers.make(name, self._loaded.scheduler)
             self._pristine[name] = made, "generator" in signature(made.step).parameters
         pristine, draws = self._pristine[name]
-        return deepcopy(pristine), draws
+        tables = {id(each): each for each in vars(pristine).values() if isinstance(each, torch.Tensor)}
+        return deepcopy(pristine, tables), draws
 
     @torch.inference_mode()
     def denoise(self, rows: Sequence[StepwiseRow]) -> list[Exception | None]:

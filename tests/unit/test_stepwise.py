@@ -82,7 +82,7 @@ def test_the_prompt_cache_holds_no_more_than_its_bytes() -> None:
     """The prompt not used for longest goes first; what is too large for the cache is not kept; zero keeps none."""
 
     def prompt(size: int) -> Prompt:
-        return Prompt((torch.zeros(size // 5), torch.zeros(size // 10, dtype=torch.float16)), truncated=False)
+        return Prompt((torch.zeros(size // 5), torch.zeros(size // 10, dtype=torch.float16)), lambda: False)
 
     cache = PromptCache(100)
     for text in "abc":

@@ -35,6 +35,7 @@ START_ROUNDS = 4
 ROUND_PICTURES = 8  # of each case in a round of the saturated part
 BLOCK_ROUNDS = 2  # samples of each batch size between blocks
 STEADY = 1.3  # the most by which the machine's speed may change around a pair of blocks
+MAX_TRIES = 5  # the last one counts, whatever the machine did
 WARM_PICTURES = 8
 SETTLE_SECONDS = 0.5
 KEPT = ("model", "seed", "requests", "blocks")  # what a run that goes on must have in common with its start
@@ -66,11 +67,12 @@ class Run:
                     yield self._pair(part, load, index)
 
     def _pair(self, traffic: str, load: float, index: int) -> str:
-        """One block in both services; done again while the machine's own speed changes too much within."""
-        measured, change = self._blocks(traffic, load, index)
-        while change > STEADY:
-            self._results.unsteady += 1
+        """One block in both services; done again, a few times, if the machine's own speed changes too much within."""
+        for _ in range(MAX_TRIES):
             measured, change = self._blocks(traffic, load, index)
+            if change <= STEADY:
+                break
+            self._results.unsteady += 1
         self._results.blocks += measured
         medians = ", ".join(f"{each.mode} {statistics.median(each.latencies):.2f} s" for each in measured)
         return f"{traffic}, load {load:g}, block {index + 1}: {measured[0].rate:.2f} requests/s, median {medians}"

@@ -183,6 +183,8 @@ class ClosedLoop:
                 ask(self._connections[number], self._requests[picture % len(self._requests)])
                 self._completed.release()
                 self._connections[number] = self._target.connect()  # the old one may die of old age in the frost
+                if self._is_over:  # too late for the new one to be cut off
+                    return
         except (OSError, http.client.HTTPException, SystemExit):
             if not self._is_over:
                 raise

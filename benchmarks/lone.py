@@ -28,7 +28,7 @@ from benchmarks.bare import BarePipeline
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, Request, draw
 from observability.events import BatchStepped, PictureAdmitted, StageFinished
-from observability.labels import Batching, Priority, Reason, Stage
+from observability.labels import Priority, Reason, Stage
 from service.engine.contract import (
     Cancel,
     Command,
@@ -63,9 +63,7 @@ class InProcessEngine:
     def __init__(self, model: str, data_dir: Path) -> None:
         self.heard: list[tuple[float, Message]] = []
         self._inbox: SimpleQueue[Command] = SimpleQueue()
-        settings = EngineSettings(
-            model=model, data_dir=data_dir, batching=Batching.CONTINUOUS, device="cpu", dtype="float32"
-        )
+        settings = EngineSettings(model=model, data_dir=data_dir, device="cpu", dtype="float32")
         self._loop = make_loop(settings, self._inbox, self._hear)
         ready = self.heard.pop()[1]
         assert isinstance(ready, Ready), ready

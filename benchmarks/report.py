@@ -15,6 +15,7 @@ from benchmarks.simulate import Figures
 from benchmarks.traffic import Request, block
 
 SERVED_ORDER = "continuous, shortest_first"  # the service's default
+FIRST_COME = "continuous, first_come"
 MODES = {"window": "window", "continuous": SERVED_ORDER}  # and which ideal engine each is held against
 GAIN_BARS = {"mixed": {"median": 2.5, "p95": 1.4}, "uniform": {"median": 1.0, "p95": 1.0}}
 IDEAL_BAR = 0.85
@@ -139,9 +140,15 @@ class Comparison:
         for mode, blocks in self.blocks.items():
             requests = [results.requests(traffic, load, each.index, each.rate) for each in blocks]
             self.measured[mode] = Figures.of(requests, [each.latencies for each in blocks])
-            ideal = [simulate.engines(Times(each.samples), results.slots)[MODES[mode]] for each in blocks]
-            latencies = [engine(each) for engine, each in zip(ideal, requests, strict=True)]
-            self.ideal[mode] = Figures.of(requests, latencies)
+            self.ideal[mode] = self._ideal(results, mode, MODES[mode])
+        self.first_come = self._ideal(results, "continuous", FIRST_COME)
+
+    def _ideal(self, results: Results, mode: str, name: str) -> Figures:
+        """What the engine `name` makes of the blocks of `mode`."""
+        blocks = self.blocks[mode]
+        requests = [results.requests(self.traffic, self.load, each.index, each.rate) for each in blocks]
+        ideal = [simulate.engines(Times(each.samples), results.slots)[name] for each in blocks]
+        return Figures.of(requests, [engine(each) for engine, each in zip(ideal, requests, strict=True)])
 
     def checks(self) -> Iterator[Check]:
         """How much lower the latencies of `continuous` are, against the bar and against the ideal."""
@@ -160,10 +167,14 @@ class Comparison:
             f"{self.traffic}, load {self.load:g}: {count} requests to each, in blocks of {rates} requests/s",
             f"  {'seconds':<24}{'mean':>8}{'median':>8}{'p95':>8}{'p99':>8}{'pictures/s':>12}",
         ]
-        for mode in MODES:
-            for kind, each in (("measured", self.measured[mode]), ("ideal", self.ideal[mode])):
-                numbers = "".join(f"{value:8.2f}" for value in (each.mean, each.median, each.p95, each.p99))
-                lines.append(f"  {mode + ', ' + kind:<24}{numbers}{each.throughput:12.2f}")
+        rows = {
+            f"{mode}, {kind}": figures[mode]
+            for mode in MODES
+            for kind, figures in (("measured", self.measured), ("ideal", self.ideal))
+        }
+        for name, each in {**rows, "ideal, oldest first": self.first_come}.items():
+            numbers = "".join(f"{value:8.2f}" for value in (each.mean, each.median, each.p95, each.p99))
+            lines.append(f"  {name:<24}{numbers}{each.throughput:12.2f}")
         medians = [[statistics.median(each.latencies) for each in pair] for pair in pairs]
         gains = ", ".join(f"{window / continuous:.2f}" for window, continuous in medians)
         lines.append(f"  median of window / continuous, block by block: {gains}")

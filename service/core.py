@@ -12,7 +12,7 @@ Size = tuple[int, int]  # width and height in pixels
 
 
 class JobState(StrEnum):
-    """The life of a job. It changes in one place, `service.jobs.service.JobService`."""
+    """The life of a job. It changes in one place, `service.jobs.board.Board`."""
 
     PENDING = "pending"
     PROCESSING = "processing"

@@ -82,32 +82,32 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         if now < self._settled_until:
             return False
         self._settled_until = now + SETTLED_SECONDS
-        slots = policy.assign_slots(self._candidates(), lambda size: self._cap(size, now), now, self._order)
+        slots = policy.assign_slots(self._candidates(now), lambda size: self._cap(size, now), now, self._order)
         holders = {each.picture for each in slots}
-        self._pause_and_resume(holders)
+        self._pause_and_resume(holders, now)
         newcomers = [each for each in slots if each.picture not in self._begun]
         return bool(newcomers) and self._begin(newcomers, now)
 
-    def _candidates(self) -> Iterator[Candidate]:
+    def _candidates(self, now: float) -> Iterator[Candidate]:
         for each in self._waiting:
-            yield self._candidate(each, holds_slot=False)
+            yield self._candidate(each, False, now - each.since)
         for begun in self._begun.values():
-            yield self._candidate(begun.waiting, begun.holds_slot)
+            yield self._candidate(begun.waiting, begun.holds_slot, begun.without_slot(now))
 
-    def _candidate(self, waiting: Waiting, holds_slot: bool) -> Candidate:
+    def _candidate(self, waiting: Waiting, holds: bool, waited: float) -> Candidate:
         task = self._tasks[waiting.picture.task_id]
         work = (task.params.total_steps - task.steps_done) * task.step_cost
-        since = waiting.arrived_at - waiting.waited
-        return Candidate(waiting.picture, waiting.priority, since, work, holds_slot, waiting.alone, task.has_started)
+        started = task.has_started
+        return Candidate(waiting.picture, waiting.priority, waiting.since, work, holds, waiting.alone, started, waited)
 
     def _cap(self, size: Size, now: float) -> int:
         return self._splitter.at_most(self._profile.cap(size), Stage.DENOISE, size, now)
 
-    def _pause_and_resume(self, holders: set[Picture]) -> None:
+    def _pause_and_resume(self, holders: set[Picture], now: float) -> None:
         changed = [each for each in self._begun.values() if each.holds_slot != (each.picture in holders)]
+        resumed = sum(not each.holds_slot for each in changed)
         for each in changed:
-            each.holds_slot = not each.holds_slot
-        resumed = sum(each.holds_slot for each in changed)
+            each.pause_or_resume(now)
         if resumed:
             self._observe(PicturesResumed(resumed))
         if len(changed) > resumed:
@@ -128,8 +128,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 free[picture.size] -= 1
                 was_free = free[picture.size] >= 0
                 found_free_slots |= was_free and not waiting[picture].alone  # before a suspect all is to be handed out
-                since = waiting[picture].arrived_at if was_free else now
-                self._begun[picture] = Begun(waiting[picture], row, since)
+                self._begun[picture] = Begun(waiting[picture], row, was_free, now)
         ended = self._clock()
         for task_id in {each.picture.task_id for each in newcomers} & self._tasks.keys():
             self._tasks[task_id].encoded(now, ended)
@@ -150,9 +149,11 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 batches.setdefault(each.size, []).append(each)
         self._turns = policy.entered(self._turns, batches)
         self._busy = Counter({size: len(batch) for size, batch in batches.items()})
-        fresh = {each.size for batch in batches.values() for each in batch if each.free_since is not None}
         if not batches:
             return []
+        rows = [each for batch in batches.values() for each in batch]
+        highest = min(each.waiting.priority.rank for each in rows)
+        fresh = {each.size for each in rows if each.is_fresh and each.waiting.priority.rank == highest}
         batch = batches[policy.next_size(self._turns, fresh)]
         self._passed_over = sum(map(len, batches.values())) - len(batch)
         return batch

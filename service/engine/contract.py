@@ -256,6 +256,16 @@ class StepModel(Protocol[R]):
         """The most device memory that was taken since the last call; None where that is not known."""
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # of MPS, the CPU, cuBLAS and cuDNN
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether `error` says that the device's memory is exhausted; by name, so that torch need not be imported."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether nothing can be computed any more in this process, as after an illegal access on a GPU."""
+    return type(error).__name__ == "AcceleratorError" and not is_out_of_memory(error)

@@ -14,7 +14,7 @@ from service.engine.contract import Picture
 
 PROMOTE_SECONDS = 60.0
 AGEING = 0.5  # seconds of work that a second of waiting makes up for
-PAUSE_GAP = 2  # ranks: as of a high one over a low one
+PAUSE_GAP = 2  # ranks: as of high over low
 MAX_SKIPS = 8
 SHARES = {Priority.HIGH: 16.0, Priority.NORMAL: 4.0, Priority.LOW: 1.0}
 RAISE_SECONDS = 60.0
@@ -24,7 +24,8 @@ RAISE_SECONDS = 60.0
 class Candidate:
     """An unfinished picture. `arrived_at` is monotonic; `work` is the seconds of denoising that its task has left.
 
-    A suspect of a crash runs `alone`, from when its task `has_started` until the task is done.
+    Of the time since it arrived, it was without a slot for `waited` seconds. A suspect of a crash runs `alone`, from
+    when its task `has_started` until the task is done.
     """
 
     picture: Picture
@@ -34,10 +35,25 @@ class Candidate:
     holds_slot: bool = False
     alone: bool = False
     has_started: bool = False
+    waited: float = 0.0
 
     def rank(self, now: float) -> int:
         """The priority's rank, one better for each `PROMOTE_SECONDS` since arrival; below zero in the end."""
         return self.priority.rank - int((now - self.arrived_at) / PROMOTE_SECONDS)
+
+    @property
+    def standing(self) -> int:
+        """The priority's rank, one better for each `PROMOTE_SECONDS` without a slot."""
+        return self.priority.rank - int(self.waited / PROMOTE_SECONDS)
+
+    def may_pause(self, holder: "Candidate") -> bool:
+        """Whether it takes the slot of `holder`, of a lower priority. Time in a slot protects from nobody.
+
+        Low priority is paused by high unless it has waited, or was paused, a minute longer; by normal after that has
+        waited a minute longer.
+        """
+        is_higher = self.priority.rank < holder.priority.rank
+        return is_higher and holder.standing - self.standing >= PAUSE_GAP
 
 
 Order = Callable[[Candidate, float], tuple[float, ...]]
@@ -61,13 +77,13 @@ def assign_slots(
 ) -> list[Candidate]:
     """Who holds the slots until the next step, at most `cap` of a size, in the order of service.
 
-    A holder keeps its slot, unless the cap was lowered or one that outranks it by `PAUSE_GAP` wants it.
+    A holder keeps its slot, unless the cap was lowered or one that may pause it wants it.
     """
     ordered = sorted(candidates, key=lambda each: (*order(each, now), each.picture.task_id, each.picture.index))
     groups: dict[Size, list[Candidate]] = {}
     for each in _without_mates_of_suspects(ordered):
         groups.setdefault(each.picture.size, []).append(each)
-    return [each for size, group in groups.items() for each in _fill(group, cap(size), now)]
+    return [each for size, group in groups.items() for each in _fill(group, cap(size))]
 
 
 def _without_mates_of_suspects(ordered: Sequence[Candidate]) -> list[Candidate]:
@@ -80,17 +96,17 @@ def _without_mates_of_suspects(ordered: Sequence[Candidate]) -> list[Candidate]:
     return [each for each in ordered if each.picture.task_id == suspect.picture.task_id]
 
 
-def _fill(ordered: Sequence[Candidate], cap: int, now: float) -> list[Candidate]:
+def _fill(ordered: Sequence[Candidate], cap: int) -> list[Candidate]:
     """The holders among candidates of one size."""
     chosen = [each for each in ordered if each.holds_slot][:cap]
     for each in ordered:
         if each.holds_slot:
             continue
         if len(chosen) == cap:
-            last = max(reversed(chosen), key=lambda other: other.rank(now))
-            if last.rank(now) - each.rank(now) < PAUSE_GAP:
-                break
-            chosen.remove(last)
+            lower = [other for other in reversed(chosen) if each.may_pause(other)]
+            if not lower:
+                continue
+            chosen.remove(max(lower, key=lambda other: other.standing))
         chosen.append(each)
     return chosen
 
@@ -104,13 +120,14 @@ class Turn:
 
 
 def next_size(turns: Mapping[Size, Turn], fresh: Collection[Size] = ()) -> Size:
-    """The size that takes the next step: one passed over too often, else one with a picture that has made no step
-    yet (`fresh`), else the one that has had the least.
+    """The size that takes the next step: one passed over too often, else one with a newcomer (`fresh`), unless another
+    was passed over for each of the sizes since its own step, else the one that has had the least.
     """
     overdue = {size: turn for size, turn in turns.items() if turn.skipped >= MAX_SKIPS}
     if overdue:
         return max(overdue, key=lambda size: overdue[size].skipped)
-    return min(turns, key=lambda size: (size not in fresh, turns[size].used))
+    newcomers_first = all(turn.skipped < len(turns) for turn in turns.values())
+    return min(turns, key=lambda size: (newcomers_first and size not in fresh, turns[size].used))
 
 
 def entered(turns: Mapping[Size, Turn], sizes: Iterable[Size]) -> dict[Size, Turn]:

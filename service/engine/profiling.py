@@ -80,7 +80,12 @@ def _keep(file: Path, profile: Profile) -> None:
 
 
 def _still_holds(profile: Profile, model: StepModel[R], max_batch: int, clock: Callable[[], float]) -> bool:
-    """Whether a step takes about as long as the profile says, which may have been measured beside other work."""
+    """Whether a step takes about as long as the profile says, which may have been measured beside other work.
+
+    Where memory cut it short, it does not: others may have had that memory then.
+    """
+    if not all(curve.is_whole for curve in profile.curves):
+        return False
     curve = profile.curves[0]
     batch = replace(profile, max_batch=max_batch).cap(curve.size)
     ratio = _step_seconds(model, curve.size, batch, max_batch, clock) / curve.seconds(batch)

@@ -6,7 +6,7 @@ from typing import TypeVar
 from observability.labels import Stage
 from service.core import Size
 from service.engine import policy
-from service.engine.contract import is_out_of_memory
+from service.engine.contract import is_device_lost, is_out_of_memory
 from service.engine.policy import Lowered
 from service.engine.task import Sized
 
@@ -32,7 +32,7 @@ class Splitter:
     ) -> Iterator[tuple[T, U | Exception]]:
         """What `call` gives for each item of one size, or why it fails for this one even alone.
 
-        Where memory ran out lately, fewer at a time to begin with.
+        Where memory ran out lately, fewer at a time to begin with. Raises only what the device does not survive.
         """
         at_most = self.at_most(len(items), stage, items[0].size, self._clock())
         if at_most < len(items):
@@ -42,7 +42,9 @@ class Splitter:
         middle = len(items) // 2
         try:
             results = call(items)
-        except Exception as error:  # noqa: BLE001  # whatever a model raises; it becomes the failure of one task
+        except Exception as error:
+            if is_device_lost(error):
+                raise  # the process ends, and another begins
             if not middle:
                 yield items[0], error
                 return

@@ -95,15 +95,19 @@ class StepwiseRow:
         scaled: torch.Tensor = self.latents if scale is None else scale(self.latents, self.timestep)
         return scaled
 
-    def advance(self, output: torch.Tensor, negative_output: torch.Tensor | None) -> Exception | None:
-        """One step of the scheduler with the denoiser's output; returns what went wrong, the row then being lost."""
-        if negative_output is not None:
-            output = negative_output + self.params.guidance_scale * (output - negative_output)
+    def guided(self, output: torch.Tensor, negative_output: torch.Tensor | None) -> torch.Tensor:
+        """The denoiser's output away from that for the negative prompt."""
+        if negative_output is None:
+            return output
+        return negative_output + self.params.guidance_scale * (output - negative_output)
+
+    def advance(self, output: torch.Tensor) -> Exception | None:
+        """One step of the scheduler with the guided output; returns what went wrong, the row then being lost."""
         try:
             stepped = self.scheduler.step(output, self.timestep, self.latents, return_dict=False, **self.step_options)
+            self.latents = stepped[0].to(self.latents.dtype)
         except Exception as error:  # noqa: BLE001  # whatever a scheduler raises is this row's alone
             return error
-        self.latents = stepped[0].to(self.latents.dtype)
         self.step += 1
         return None
 
@@ -212,10 +216,11 @@ class StepwiseModel:
         output = self._family.predict(latents, timesteps.to(self._loaded.device), self._conditioning(rows))
         outputs = output.chunk(len(output))
         negatives: Iterator[torch.Tensor] = iter(outputs[len(rows) :])
-        outcomes = [
-            row.advance(own, None if row.negative is None else next(negatives))
+        guided_outputs = [  # all of them before any row changes: what raises here can be tried again
+            row.guided(own, None if row.negative is None else next(negatives))
             for row, own in zip(rows, outputs, strict=False)
         ]
+        outcomes = [row.advance(each) for row, each in zip(rows, guided_outputs, strict=True)]
         synchronize(self._loaded.device)
         return outcomes
 

@@ -1,7 +1,7 @@
 """The engine's own records of a task and of its pictures while they wait and run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Generic, Protocol
 
 from observability.labels import Priority, Stage
@@ -22,15 +22,51 @@ class Waiting:
     alone: bool = False
     waited: float = 0.0
 
+    @property
+    def since(self) -> float:
+        """The monotonic time at which its wait began."""
+        return self.arrived_at - self.waited
+
 
 @dataclass(slots=True, eq=False)
 class Begun(Generic[R]):
-    """A picture with a row. `free_since` (monotonic) is when a slot was there for it, until its first step."""
+    """A picture with a row. It got its slot at `began` (monotonic); if it `found_free` ones, nobody had to leave.
+
+    `free_since` (monotonic) is when a slot was there for it, until its first step. It was without one for `waited`
+    seconds, not counting those since it was paused at `paused_at` (monotonic).
+    """
 
     waiting: Waiting
     row: R
-    free_since: float | None
-    holds_slot: bool = True
+    found_free: bool
+    began: InitVar[float]
+    free_since: float | None = None
+    waited: float = 0.0
+    paused_at: float | None = None
+
+    def __post_init__(self, began: float) -> None:
+        """Until now it waited."""
+        self.free_since = self.waiting.arrived_at if self.found_free else began
+        self.waited = began - self.waiting.since
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has made no step yet and found a free slot, so that it should not wait for other sizes."""
+        return self.free_since is not None and self.found_free
+
+    @property
+    def holds_slot(self) -> bool:
+        """Whether it takes part in steps."""
+        return self.paused_at is None
+
+    def without_slot(self, now: float) -> float:
+        """Seconds that it has been without one."""
+        return self.waited + (0.0 if self.paused_at is None else now - self.paused_at)
+
+    def pause_or_resume(self, now: float) -> None:
+        """Lose the slot, or get one again."""
+        self.waited = self.without_slot(now)
+        self.paused_at = now if self.paused_at is None else None
 
     @property
     def picture(self) -> Picture:

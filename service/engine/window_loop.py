@@ -13,6 +13,7 @@ from service.engine.contract import (
     Command,
     Message,
     Picture,
+    is_device_lost,
 )
 from service.engine.loop import EngineLoop, reason_of
 from service.engine.window import Run, choose, passed_over, shared
@@ -65,7 +66,9 @@ class WindowLoop(EngineLoop):
             batch = self._model.generate(pictures, self._boundary(pictures))
         except Aborted:
             return
-        except Exception as error:  # noqa: BLE001  # whatever a model raises; the failing picture reports it
+        except Exception as error:
+            if is_device_lost(error):
+                raise  # the process ends, and another begins
             reason = reason_of(error)
             self._undo_steps(pictures, reason)
             if len(pictures) == 1:

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 import numpy as np
 import pytest
+import torch
 
 from observability.labels import Priority
 from service.core import Params
@@ -38,6 +39,7 @@ THINGS = ["pizza", "red heart", "dog", "green apple", "house", "blue car", "tree
 def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedPipeline]:
     """A pipeline of every family: the embedded one, and tiny ones with random weights."""
     folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
     with pipelines.quiet():
         pipelines.stable_diffusion_xl(folder / "sdxl")
         pipelines.flux(folder / "flux_schnell")

@@ -31,6 +31,7 @@ from service.engine.contract import (
     Submit,
     TaskFailed,
     Working,
+    is_out_of_memory,
 )
 from service.engine.fake import FakeRow, colour
 from tests.support import build
@@ -247,6 +248,39 @@ def test_a_picture_that_never_fits_fails_with_its_reason() -> None:
     bench.put(build.submit("a"))
     bench.run()
     assert [each.reason for each in bench.of(TaskFailed)] == [Reason.OUT_OF_MEMORY]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GiB)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_exhausted_memory_is_known_by_its_words(error: Exception, is_memory: bool) -> None:
+    """Only some libraries have an exception of their own for it."""
+    assert is_out_of_memory(error) is is_memory
+
+
+def test_an_engine_whose_device_is_lost_ends() -> None:
+    """No call would succeed any more; in another process they may. Nobody is told that its picture failed."""
+
+    class AcceleratorError(RuntimeError):
+        """As PyTorch names it."""
+
+    def denoise(_rows: Sequence[FakeRow]) -> list[Exception | None]:
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    bench = Bench()
+    bench.put(build.submit("a"), build.submit("b"))
+    bench.denoise = denoise  # type: ignore[method-assign]
+    with pytest.raises(AcceleratorError):
+        bench.run()
+    assert bench.of(TaskFailed) == []
 
 
 def test_one_failing_request_fails_alone() -> None:

@@ -13,7 +13,7 @@ from observability.labels import Priority
 from service.core import Size
 from service.engine import policy
 from service.engine.contract import Picture
-from service.engine.policy import MAX_SKIPS, PAUSE_GAP, PROMOTE_SECONDS, Candidate, Lowered, Turn, assign_slots
+from service.engine.policy import MAX_SKIPS, PROMOTE_SECONDS, Candidate, Lowered, Turn, assign_slots
 from tests.support import build
 
 SIZES = ((64, 64), (64, 128), (128, 128), (192, 64), (64, 192), (192, 192))
@@ -27,11 +27,13 @@ def candidate(
     priority: Priority = Priority.NORMAL,
     holds: bool = False,
     alone: bool = False,
+    waited: float = 0.0,
     index: int = 0,
     **changes: Any,
 ) -> Candidate:
     """A picture that arrived at `at`."""
-    return Candidate(Picture(task_id, index, build.params(**changes)), priority, at, work, holds, alone)
+    picture = Picture(task_id, index, build.params(**changes))
+    return Candidate(picture, priority, at, work, holds, alone, waited=waited)
 
 
 def names(candidates: Sequence[Candidate], cap: int = 2, now: float = 0.0) -> list[str]:
@@ -67,6 +69,32 @@ def test_high_priority_pauses_low_and_nothing_else() -> None:
     assert sorted(names([low, lower, normal], now=2.0)) == ["l1", "l2"]
     holders = [candidate(name, holds=True) for name in "ab"]
     assert sorted(names([*holders, high], now=2.0)) == ["a", "b"]
+
+
+def test_time_in_a_slot_protects_from_nobody() -> None:
+    """A low one that has run for minutes gives way like any other; one that has waited for long keeps what it got."""
+    high = candidate("high", at=600.0, priority=Priority.HIGH)
+    old = candidate("old", at=0.0, priority=Priority.LOW, holds=True)
+    assert names([old, high], cap=1, now=600.0) == ["high"]
+    assert names([replace(old, waited=61.0), high], cap=1, now=600.0) == ["old"]
+
+
+def test_age_alone_pauses_nobody() -> None:
+    """However long they have waited: low pauses nothing, normal no normal; but normal pauses low after a minute."""
+    waiting = [candidate(str(n), waited=600.0, priority=each) for n, each in enumerate((Priority.LOW, Priority.NORMAL))]
+    for held in (Priority.HIGH, Priority.NORMAL):
+        holder = candidate("holder", at=590.0, priority=held, holds=True)
+        assert names([holder, *waiting], cap=1, now=600.0) == ["holder"]
+    low = candidate("holder", at=590.0, priority=Priority.LOW, holds=True)
+    assert names([low, candidate("new", at=590.0, waited=10.0)], cap=1, now=600.0) == ["holder"]
+    assert names([low, candidate("old", at=530.0, waited=70.0)], cap=1, now=600.0) == ["old"]
+
+
+def test_who_cannot_pause_does_not_keep_a_higher_one_from_it() -> None:
+    """An old low one waits for a free slot; a new high one takes that of another low one."""
+    holder, old = (candidate(name, priority=Priority.LOW, holds=name == "holder") for name in ("holder", "old"))
+    high = candidate("high", at=600.0, priority=Priority.HIGH)
+    assert names([holder, replace(old, waited=600.0), high], cap=1, now=600.0) == ["high"]
 
 
 def test_a_paused_picture_comes_back_when_a_slot_is_free() -> None:
@@ -107,6 +135,7 @@ candidates = st.lists(
         work=st.floats(0.01, 50),
         priority=priorities,
         holds=st.booleans(),
+        waited=st.floats(0, 200),
         width=st.sampled_from([64, 128]),
     ),
     max_size=24,
@@ -117,7 +146,10 @@ caps = st.dictionaries(st.sampled_from([(64, 64), (128, 64)]), st.integers(1, 8)
 
 @given(candidates, caps, st.floats(200, 1000))
 def test_every_assignment_is_lawful(waiting: list[Candidate], cap: dict[Size, int], now: float) -> None:
-    """No slot twice or over the cap, none idle while somebody waits for it, none held by one far outranked."""
+    """No slot twice or over the cap, none idle while somebody waits for it, none held by one that another may pause.
+
+    Nobody is passed in the order of service but by a higher priority, which pauses somebody.
+    """
     chosen = assign_slots(waiting, lambda size: cap.get(size, 3), now)
     left = [each for each in waiting if each not in chosen]
     assert len({each.picture for each in chosen}) == len(chosen)
@@ -129,9 +161,11 @@ def test_every_assignment_is_lawful(waiting: list[Candidate], cap: dict[Size, in
         size = each.picture.params.size
         assert taken[size] == cap.get(size, 3), "a slot is idle while a picture waits for it"
         for holder in (other for other in chosen if other.picture.params.size == size):
-            assert holder.rank(now) - each.rank(now) < PAUSE_GAP or each.holds_slot
-            if not holder.holds_slot:
-                assert policy.shortest_first(holder, now) <= policy.shortest_first(each, now) or each.holds_slot
+            if each.holds_slot:
+                continue  # it was paused, or the cap was lowered
+            assert not each.may_pause(holder)
+            if not holder.holds_slot and holder.priority.rank >= each.priority.rank:
+                assert policy.shortest_first(holder, now) <= policy.shortest_first(each, now)
 
 
 @given(priorities, priorities, st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e6), st.data())
@@ -189,6 +223,18 @@ def test_a_size_with_a_newcomer_goes_next() -> None:
     assert policy.next_size(state) == SIZES[0]
     assert policy.next_size(state, fresh={SIZES[2]}) == SIZES[2]
     assert policy.next_size(state | {SIZES[1]: Turn(used=5.0, skipped=MAX_SKIPS)}, fresh={SIZES[2]}) == SIZES[1]
+
+
+def test_newcomers_of_one_size_do_not_hold_up_another() -> None:
+    """With one at every step, a size still has a third of the steps."""
+    steps: Counter[Size] = Counter()
+    state: dict[Size, Turn] = {}
+    for _ in range(300):
+        state = policy.entered(state, SIZES[:2])
+        size = policy.next_size(state, fresh={SIZES[0]})
+        steps[size] += 1
+        state = policy.charged(state, size, 0.1, [Priority.LOW if size == SIZES[0] else Priority.HIGH])
+    assert steps[SIZES[1]] >= 100
 
 
 def test_time_is_shared_by_rows_and_priority() -> None:

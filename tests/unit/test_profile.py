@@ -144,6 +144,13 @@ def test_a_profile_that_does_not_hold_any_more_is_measured_anew(tmp_path: Path) 
     assert quick.step_seconds((64, 64), 2) == pytest.approx(0.050)
 
 
+def test_a_profile_that_memory_cut_short_is_measured_anew(tmp_path: Path) -> None:
+    """Others may have had the memory then."""
+    settings = EngineSettings(model="fake:", data_dir=tmp_path)
+    assert [point.pictures for point in start(settings, Clocked(fits=2)).curves[0].points] == [1, 2]
+    assert [point.pictures for point in start(settings).curves[0].points] == [1, 2, 4, 8]
+
+
 def test_only_sizes_that_the_model_takes_can_be_profiled(tmp_path: Path) -> None:
     """Others stop the start and name the variable."""
     for size in ("100x101", "512x512"):

@@ -68,11 +68,12 @@ class Run:
 
     def _pair(self, traffic: str, load: float, index: int) -> str:
         """One block in both services; done again, a few times, if the machine's own speed changes too much within."""
-        for _ in range(MAX_TRIES):
-            measured, change = self._blocks(traffic, load, index)
-            if change <= STEADY:
-                break
+        measured, change = self._blocks(traffic, load, index)
+        tries = 1
+        while change > STEADY and tries < MAX_TRIES:
             self._results.unsteady += 1
+            measured, change = self._blocks(traffic, load, index)
+            tries += 1
         self._results.blocks += measured
         medians = ", ".join(f"{each.mode} {statistics.median(each.latencies):.2f} s" for each in measured)
         return f"{traffic}, load {load:g}, block {index + 1}: {measured[0].rate:.2f} requests/s, median {medians}"

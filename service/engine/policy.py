@@ -77,7 +77,8 @@ def assign_slots(
 ) -> list[Candidate]:
     """Who holds the slots until the next step, at most `cap` of a size, in the order of service.
 
-    A holder keeps its slot, unless the cap was lowered or one that may pause it wants it.
+    A holder keeps its slot, unless the cap was lowered or one that may pause it wants it; that one may come later in
+    the order than others that may not.
     """
     ordered = sorted(candidates, key=lambda each: (*order(each, now), each.picture.task_id, each.picture.index))
     groups: dict[Size, list[Candidate]] = {}

@@ -148,7 +148,8 @@ caps = st.dictionaries(st.sampled_from([(64, 64), (128, 64)]), st.integers(1, 8)
 def test_every_assignment_is_lawful(waiting: list[Candidate], cap: dict[Size, int], now: float) -> None:
     """No slot twice or over the cap, none idle while somebody waits for it, none held by one that another may pause.
 
-    Nobody is passed in the order of service but by a higher priority, which pauses somebody.
+    Nobody is passed in the order of service but by who pauses somebody and is of a higher priority, or has a better
+    standing, having been without a slot for longer.
     """
     chosen = assign_slots(waiting, lambda size: cap.get(size, 3), now)
     left = [each for each in waiting if each not in chosen]
@@ -164,7 +165,8 @@ def test_every_assignment_is_lawful(waiting: list[Candidate], cap: dict[Size, in
             if each.holds_slot:
                 continue  # it was paused, or the cap was lowered
             assert not each.may_pause(holder)
-            if not holder.holds_slot and holder.priority.rank >= each.priority.rank:
+            may_pass = holder.priority.rank < each.priority.rank or holder.standing < each.standing
+            if not holder.holds_slot and not may_pass:
                 assert policy.shortest_first(holder, now) <= policy.shortest_first(each, now)
 
 

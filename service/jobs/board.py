@@ -98,7 +98,7 @@ class Board:
     def started(self, task_ids: Iterable[str]) -> None:
         """These tasks entered a batch."""
         for flight in self._flights.known(task_ids):
-            flight.has_started = True
+            flight.has_started, flight.waited = True, self._clock() - flight.entered_at
             for live in flight.members.values():
                 self._mark_processing(live)
         self._queue_changed()

@@ -12,7 +12,7 @@ from observability.events import BatchStepped, Event, OutOfMemorySplit
 from observability.labels import Batching, Priority, Stage
 from service.core import Params, Size
 from service.engine.contract import Picture, Ready
-from service.engine.policy import PAUSE_GAP, Candidate, Lowered, Order, first_come_first_served, shortest_first
+from service.engine.policy import Candidate, Lowered, Order, first_come_first_served, shortest_first
 from service.jobs.flight import Flight, Flights
 
 WEIGHT = 0.1
@@ -39,7 +39,7 @@ class _Row:
     size: Size
     rows: int
     steps_left: float
-    rank: int
+    candidate: Candidate
     key: Key
 
 
@@ -87,7 +87,7 @@ class Estimator:
             correction = min(correction, 1.0)
         return Forecast({name: each * correction for name, each in self._play(keys, now).items()}, positions)
 
-    def _candidate(self, flight: Flight) -> Candidate:
+    def _candidate(self, flight: Flight, now: float) -> Candidate:
         work = 0.0
         if self._ready is not None:
             params = flight.params
@@ -95,11 +95,13 @@ class Estimator:
             if kind not in self._costs:
                 self._costs[kind] = self._ready.profile.picture_step_seconds(*kind)
             work = (params.total_steps - flight.steps_done) * self._costs[kind]
-        return Candidate(Picture(flight.id, 0, flight.params), flight.priority, flight.entered_at, work)
+        waited = now - flight.entered_at if flight.waited is None else flight.waited
+        picture = Picture(flight.id, 0, flight.params)
+        return Candidate(picture, flight.priority, flight.entered_at, work, waited=waited)
 
     def _key(self, flight: Flight, now: float) -> Key:
         """The engine's own order of service."""
-        return (*self._order(self._candidate(flight), now), flight.id)
+        return (*self._order(self._candidate(flight, now), now), flight.id)
 
     def _play(self, keys: Mapping[Flight, Key], now: float) -> dict[str, float]:
         """Seconds until each flight is done, by the profile.
@@ -139,9 +141,9 @@ class Estimator:
         begun = max(flight.slots, 1) if flight.has_started else 0
         unbegun = max(0, math.ceil(left / steps) - begun)
         lengths = [(left - unbegun * steps) / max(begun, 1)] * begun + [float(steps)] * unbegun
-        rank = self._candidate(flight).rank(now)
+        candidate = self._candidate(flight, now)
         rows = self._ready.info.rows(flight.params)
-        return [_Row(flight.id, flight.params.size, rows, length, rank, key) for length in lengths]
+        return [_Row(flight.id, flight.params.size, rows, length, candidate, key) for length in lengths]
 
     def _cap(self, size: Size, now: float) -> int:
         assert self._ready is not None, "ready"
@@ -154,16 +156,17 @@ class Estimator:
 
 
 def _fill(running: list[_Row], waiting: list[_Row], cap: int) -> None:
-    """Give the free slots to those that wait, in order, and those of far outranked rows."""
+    """Give the free slots to those that wait, in order, and those of rows that one of them may pause."""
     while waiting and len(running) < cap:
         running.append(waiting.pop(0))
-    while waiting and running:
-        last = max(running, key=lambda each: (each.rank, each.key))
-        if last.rank - waiting[0].rank < PAUSE_GAP:
-            return
-        running.remove(last)
-        running.append(waiting.pop(0))
-        insort(waiting, last, key=lambda each: each.key)
+    for each in list(waiting):
+        lower = [other for other in running if each.candidate.may_pause(other.candidate)]
+        if lower:
+            last = max(lower, key=lambda other: (other.candidate.standing, other.key))
+            running.remove(last)
+            waiting.remove(each)
+            running.append(each)
+            insort(waiting, last, key=lambda other: other.key)
 
 
 class Outlook:

@@ -73,6 +73,7 @@ class Flight:
     entered_at: float
     members: dict[str, LiveJob] = field(default_factory=dict)
     has_started: bool = False
+    waited: float | None = None  # seconds without a slot, once it has started
     steps_done: int = 0
     batch_seconds: float = 0.0  # its share of the time of its steps; 0 again once a completed job has paid
     left_because: Reason = Reason.NONE  # why the last job left it that did
@@ -86,7 +87,7 @@ class Flight:
 
     def start_anew(self) -> None:
         """The engine is lost with all that was done."""
-        self.has_started, self.steps_done, self.batch_seconds, self.slots = False, 0, 0.0, 0
+        self.has_started, self.waited, self.steps_done, self.batch_seconds, self.slots = False, None, 0, 0.0, 0
 
     def paid_by(self, job: Job) -> float:
         """The seconds of batches that this ended job is to account for: all, for the first that completes."""

@@ -120,6 +120,15 @@ def test_a_high_priority_does_not_wait_for_a_low_one() -> None:
     assert seconds == {"high": pytest.approx(0.4), "low": pytest.approx(10.4)}
 
 
+def test_a_long_run_protects_a_low_priority_no_more_than_in_the_engine() -> None:
+    """Old by now, but never without a slot: a new high one takes it."""
+    low = flight("low", started=True, slots=1, num_inference_steps=100, priority=Priority.LOW)
+    low.waited = 0.0
+    high = flight("high", at=600.0, priority=Priority.HIGH)
+    seconds = estimator(1).forecast([low, high], now=600.0).seconds
+    assert seconds == {"high": pytest.approx(0.4), "low": pytest.approx(10.4)}
+
+
 def test_the_pictures_that_a_job_has_not_begun_wait_like_others() -> None:
     """A short job goes before them, as in the engine."""
     many = flight("many", started=True, slots=1, steps_done=40, num_images=8, num_inference_steps=50)

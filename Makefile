@@ -10,13 +10,13 @@ export PYTHON TORCH
 CODE := $(wildcard service observability models benchmarks tests)
 TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
-TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev
+TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev promtool:prometheus
 
-.PHONY: help run test lint format bench soak metrics lock clean
+.PHONY: help run test lint format bench bench-telemetry soak metrics lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(READY) ## serve on 127.0.0.1; PORT=8000, ARGS="more arguments"
 	@$(BIN)/safelight serve --host 127.0.0.1 --port $(PORT) $(ARGS)
@@ -36,6 +36,9 @@ format: $(READY) ## fix style where a tool can
 
 bench: $(READY) ## measure the engine side by side with the bare pipeline; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-telemetry: $(READY) ## measure what telemetry costs; ARGS="more arguments"
+	$(BIN)/python -m benchmarks.telemetry $(ARGS)
 
 soak: $(READY) ## twenty minutes of trouble: every job ends once, memory stays; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -70,14 +70,17 @@ class Service:
 
 
 @contextmanager
-def service(model: str, settings: Mapping[str, object]) -> Iterator[Service]:
-    """A ready service on the CPU in float32, with `settings` (no prefix in their names). Its data goes at the end."""
+def service(model: str, settings: Mapping[str, object], module: str = "service") -> Iterator[Service]:
+    """A ready service on the CPU in float32, with `settings` (no prefix in their names). Its data goes at the end.
+
+    `module` is that of the command line.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         given = {"data_dir": folder, "port": 0, "device": "cpu", "dtype": "float32", "model": model, **settings}
         environment = {f"SAFELIGHT_{name.upper()}": str(value) for name, value in given.items()}
         with log.open("w") as stderr:
-            command = [sys.executable, "-m", "service", "serve"]
+            command = [sys.executable, "-m", module, "serve"]
             process = subprocess.Popen(
                 command, env={**os.environ, **environment}, stderr=stderr, start_new_session=True
             )

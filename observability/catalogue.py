@@ -13,8 +13,9 @@ from observability.declared import PREFIX, Declared
 from observability.exposition import Exposition
 from observability.gpu_facts import FACTS, own_memory
 from observability.labels import NvmlState
-from observability.metrics import Metrics
+from observability.metering import Metrics
 from observability.nvml import XIDS
+from observability.own import OwnMetrics
 from observability.probe import ProbeMetrics
 
 FILE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -25,7 +26,8 @@ Written by `make metrics`. `GET /metrics` tells them in Prometheus' text format,
 Labels take their values from enums, but for those of GPUs and HTTP routes; behind a label is how many there are."""
 GPUS = "From NVML, for each GPU, where it is supported."
 BESIDE = """`safelight_model_info` names the model; `safelight_engine_process_*` is the engine's process; `process_*`
-and `python_*` are the API's; `http_*` are generic HTTP metrics by route, method and status."""
+and `python_*` are the API's. `http_requests_total` and `http_request_duration_seconds` are generic HTTP metrics by
+route, method and status: of a job that is made after its answer, they tell only of the answer."""
 
 # What other servers of diffusion models export, and where the same is to be found here.
 PEERS: dict[str, dict[str, str]] = {
@@ -103,7 +105,7 @@ def declared() -> dict[str, tuple[Declared, ...]]:
     """What is declared, by the process and part that exports it."""
     return {
         "Requests, engine and model": Metrics(CollectorRegistry()).declared,
-        "The scrape itself": Exposition(CollectorRegistry()).declared,
+        "Telemetry itself": (*OwnMetrics(CollectorRegistry()).declared, *Exposition(CollectorRegistry()).declared),
         "The probe": ProbeMetrics(CollectorRegistry()).declared,
     }
 

@@ -29,6 +29,11 @@ class ServiceStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceStopped:
+    """The process ends; what it has not finished goes on in the next one."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoopLagged:
     """The event loop came so many seconds late to something that was due."""
 
@@ -40,6 +45,29 @@ class ClientRetried:
     """A request came that says it is another try."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for. Sizes are in pixels; `images` pictures of `steps` denoising steps each."""
+
+    id: str
+    source: Source
+    priority: Priority
+    work_class: WorkClass
+    images: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+    prompt: str
+
+    @property
+    def pixels(self) -> int:
+        """Of all its pictures."""
+        return self.images * self.width * self.height
+
+
 @dataclass(frozen=True, slots=True)
 class RequestRejected:
     """A well-formed request was refused before it was accepted."""
@@ -49,37 +77,58 @@ class RequestRejected:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestFinished:
-    """An accepted request reached its one terminal state, `seconds` after it was accepted.
+class RequestAccepted:
+    """A request was recorded, which took `record_seconds`, of them `lookup_seconds` for a look into the cache.
 
-    Of completed ones that were not cache hits: the `images` and `pixels` delivered, and the share that their making had
-    of the time of batches. Of requests that shared one computation, one has it all.
+    `lookup` is what came of that; None when it was not asked for. Requests of the same `flight` share one computation,
+    which has the id of the first of them. `traceparent` is the W3C context in which it was sent.
     """
 
-    outcome: Outcome
-    reason: Reason
-    source: Source
-    work_class: WorkClass
-    seconds: float
-    images: int = 0
-    pixels: int = 0
-    batch_seconds: float = 0.0
+    request: Request
+    flight: str
+    record_seconds: float = 0.0
+    lookup_seconds: float = 0.0
+    lookup: CacheResult | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStarted:
     """A request left the queue for its first batch after `queue_wait` seconds."""
 
-    priority: Priority
+    request: Request
     queue_wait: float
 
 
 @dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """An accepted request reached its one terminal state, `seconds` after it was accepted; `detail` says why it failed.
+
+    By then its computation had made `steps_done` steps, whose share of the time of batches is `batch_seconds`. What of
+    that this request accounts for is `paid_seconds`: of completed requests that shared one computation, one pays it
+    all. `timings` are the seconds of its stages; of one that did not complete, at most of the first. A `cached` one was
+    not made at all.
+    """
+
+    request: Request
+    outcome: Outcome
+    reason: Reason
+    seconds: float
+    cached: bool = False
+    steps_done: int = 0
+    batch_seconds: float = 0.0
+    paid_seconds: float = 0.0
+    timings: Mapping[Stage, float] = field(default_factory=dict)
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StageFinished:
-    """One stage of one batch (engine stages) or of one request (encode, store) took `seconds`."""
+    """One stage of one batch (engine stages) or of the pictures of one `flight` (encode, store) took `seconds`."""
 
     stage: Stage
     seconds: float
+    flight: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +171,12 @@ class BatchStepped:
 class PictureAdmitted:
     """A picture's first step began `seconds` after it arrived or, if later, after a slot became free for it.
 
-    In between, `steps` ended; 65 stands for more.
+    In between, `steps` ended; 65 stands for more. It is one of the pictures of `flight`.
     """
 
     seconds: float
     steps: int
+    flight: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +270,13 @@ class EngineLost:
 
 Event = (
     ServiceStarted
+    | ServiceStopped
     | LoopLagged
     | ClientRetried
     | RequestRejected
-    | RequestFinished
+    | RequestAccepted
     | RequestStarted
+    | RequestFinished
     | StageFinished
     | BatchStepped
     | PictureAdmitted

@@ -1,8 +1,8 @@
-"""What a scrape gets, and a server for it whose thread is not the API's."""
+"""What a scrape gets, and a server for it, and for the log's level, whose thread is not the API's."""
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer, choose_encoder
 
 from observability.declared import Declarations
+from observability.logs import set_level
 
+MAX_LEVEL_BYTES = 100
 SCRAPE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
@@ -55,13 +57,17 @@ class _Server6(ThreadingWSGIServer):
 
 
 class MetricsServer:
-    """`GET /metrics` on a port of its own; each scrape has its own thread, and none of them is the event loop's.
+    """`GET /metrics` and `PUT /debug/log-level` on a port of their own.
 
+    Each request has its own thread, and none of them is the event loop's. `on_level` is told a new level of the log.
     Raises `OSError` when the address cannot be used.
     """
 
-    def __init__(self, exposition: Exposition, host: str, port: int) -> None:
+    def __init__(
+        self, exposition: Exposition, host: str, port: int, on_level: Callable[[str], None] = lambda _level: None
+    ) -> None:
         self._exposition = exposition
+        self._on_level = on_level
         family = _Server6 if ":" in host else ThreadingWSGIServer
         self._server = make_server(host, port, self._answer, family, _Handler)
         self.port: int = self._server.server_port
@@ -78,7 +84,21 @@ class MetricsServer:
         if path == "/metrics" and method in ("GET", "HEAD"):
             status = "200 OK"
             body, content_type = self._exposition.render(environ.get("HTTP_ACCEPT", ""))
+        elif path == "/debug/log-level" and method == "PUT":
+            status, body = self._set_log_level(environ)
         else:
-            status, body = "404 Not Found", b"there is only /metrics\n"
+            status, body = "404 Not Found", b"there are GET /metrics and PUT /debug/log-level\n"
         start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
         return [b"" if method == "HEAD" else body]
+
+    def _set_log_level(self, environ: Mapping[str, Any]) -> tuple[str, bytes]:
+        """As the body says, in one word."""
+        length = environ.get("CONTENT_LENGTH") or "0"
+        body = environ["wsgi.input"].read(min(int(length), MAX_LEVEL_BYTES)) if length.isdecimal() else b""
+        level = body.decode("ascii", "replace").strip().lower()
+        try:
+            set_level(level)
+        except ValueError as error:
+            return "400 Bad Request", f"the level {error}\n".encode()
+        self._on_level(level)
+        return "200 OK", f"{level}\n".encode()

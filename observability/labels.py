@@ -118,6 +118,22 @@ class ProbeResult(StrEnum):
     WRONG_COLOUR = "wrong_colour"
 
 
+class Consumer(StrEnum):
+    """What takes the events."""
+
+    LOGS = "logs"
+    METRICS = "metrics"
+    TRACES = "traces"
+
+
+class SpanLoss(StrEnum):
+    """Why spans were not exported that were, or might have been, to be."""
+
+    BUFFER_FULL = "buffer_full"  # their trace was not over yet, and others needed the room
+    QUEUE_FULL = "queue_full"  # the collector takes them too slowly
+    EXPORT_FAILED = "export_failed"
+
+
 class NvmlState(StrEnum):
     """Whether GPU metrics can be had, and why not."""
 
@@ -158,3 +174,6 @@ ENDINGS: Mapping[Outcome, tuple[Reason, ...]] = {
     ),
 }
 """How requests can end."""
+
+FAILURES = (Outcome.FAILED, Outcome.EXPIRED)
+"""The ends of accepted requests that are errors of ours."""

@@ -1,17 +1,9 @@
-"""Every metric that is made from events, declared once, and the observer that fills them."""
+"""Every metric that is made from events, declared once."""
 
-import time
-from collections.abc import Callable, Iterator
-from functools import singledispatchmethod
-
-from prometheus_client import CollectorRegistry, Info
-from prometheus_client.core import Metric
-
-from observability import events
-from observability.declared import PREFIX, Declarations
-from observability.events import Event
+from observability.declared import Declarations
 from observability.labels import (
     ENDINGS,
+    FAILURES,
     BatchField,
     Batching,
     Cache,
@@ -28,6 +20,7 @@ REQUEST_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30
 WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 STEP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+HTTP_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0)
 LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
@@ -35,7 +28,7 @@ BATCH_SIZES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 STEP_COUNTS = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 64.0)
 
 ENDED = [(outcome, reason) for outcome, reasons in ENDINGS.items() for reason in reasons]
-LOST = (Outcome.FAILED, Outcome.CANCELLED, Outcome.EXPIRED)
+LOST = (*FAILURES, Outcome.CANCELLED)
 LOOKUPS = [
     *((Cache.RESPONSE, result) for result in CacheResult),
     *((Cache.PROMPT_EMBEDDING, result) for result in (CacheResult.HIT, CacheResult.MISS)),
@@ -149,142 +142,3 @@ class ServiceMetrics:
         self.lag = make.histogram(
             "event_loop_lag_seconds", "How late the API's event loop is, each second.", LAG_SECONDS
         )
-
-
-class Metrics:
-    """The observer that makes metrics of events, in a registry of its own."""
-
-    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
-        make = Declarations(registry)
-        self._requests = RequestMetrics(make)
-        self._engine = EngineMetrics(make)
-        self._service = ServiceMetrics(make)
-        self.declared = tuple(make.declared)
-        self._model = Info(f"{PREFIX}model", "The loaded model.", registry=registry)
-        self._clock = clock
-        self._oldest_at: float | None = None
-        self._requests.oldest_age.set_function(self._age_of_oldest)
-
-    def indicators(self) -> Iterator[Metric]:
-        """What objectives are read from."""
-        for each in (self._requests.ended, self._requests.seconds, self._requests.wait):
-            yield from each.collect()
-
-    def _age_of_oldest(self) -> float:
-        oldest_at = self._oldest_at  # once: this is the scrape's thread
-        return 0.0 if oldest_at is None else self._clock() - oldest_at
-
-    @singledispatchmethod
-    def observe(self, event: Event) -> None:
-        """Take one event; a kind without a metric is passed over."""
-
-    @observe.register
-    def _(self, event: events.ServiceStarted) -> None:
-        self._requests.limit.set(event.queue_limit)
-        self._service.dollars.set(event.gpu_dollars_per_hour)
-
-    @observe.register
-    def _(self, event: events.LoopLagged) -> None:
-        self._service.lag.observe(event.seconds)
-
-    @observe.register
-    def _(self, event: events.ClientRetried) -> None:
-        self._requests.retries.inc()
-
-    @observe.register
-    def _(self, event: events.RequestRejected) -> None:
-        self._requests.ended.labels(Outcome.REJECTED, event.reason, event.source).inc()
-
-    @observe.register
-    def _(self, event: events.RequestFinished) -> None:
-        requests = self._requests
-        requests.ended.labels(event.outcome, event.reason, event.source).inc()
-        if event.outcome is Outcome.COMPLETED:
-            requests.seconds.labels(event.work_class, event.source).observe(event.seconds)
-            requests.images.inc(event.images)
-            requests.pixels.inc(event.pixels)
-            requests.batch_seconds.inc(event.batch_seconds)
-
-    @observe.register
-    def _(self, event: events.RequestStarted) -> None:
-        self._requests.wait.labels(event.priority).observe(event.queue_wait)
-        self._engine.stage_seconds.labels(Stage.QUEUE_WAIT).observe(event.queue_wait)
-
-    @observe.register
-    def _(self, event: events.StageFinished) -> None:
-        self._engine.stage_seconds.labels(event.stage).observe(event.seconds)
-
-    @observe.register
-    def _(self, event: events.BatchStepped) -> None:
-        engine = self._engine
-        engine.batch_size.observe(event.requests)
-        engine.batch_pictures.observe(event.pictures)
-        engine.occupancy.observe(event.pictures / event.slots)
-        engine.slots_now.set(event.slots)
-        engine.starved.inc(event.seconds * min(event.waiting, max(0, event.slots - event.pictures)))
-        engine.step_seconds.observe(event.seconds)
-        engine.steps.inc(event.pictures)
-        engine.last_step.set_to_current_time()
-        engine.peak.set(event.peak_bytes or 0)
-        engine.predicted.set(event.predicted_bytes or 0)
-        for field, pictures in event.passed_over.items():
-            engine.passed_over.labels(field).inc(pictures)
-
-    @observe.register
-    def _(self, event: events.PictureAdmitted) -> None:
-        self._engine.delay.observe(event.seconds)
-        self._engine.delay_steps.observe(event.steps)
-
-    @observe.register
-    def _(self, event: events.PicturesPaused) -> None:
-        self._engine.paused.inc(event.pictures)
-
-    @observe.register
-    def _(self, event: events.PicturesResumed) -> None:
-        self._engine.resumed.inc(event.pictures)
-
-    @observe.register
-    def _(self, event: events.EstimateChecked) -> None:
-        self._requests.estimate_error.observe(abs(event.actual - event.predicted) / max(event.actual, 1e-9))
-
-    @observe.register
-    def _(self, event: events.StepsWasted) -> None:
-        self._engine.wasted_steps.labels(event.reason).inc(event.steps)
-        self._engine.wasted_seconds.labels(event.reason).inc(event.seconds)
-
-    @observe.register
-    def _(self, event: events.OutOfMemorySplit) -> None:
-        self._engine.splits.inc()
-
-    @observe.register
-    def _(self, event: events.CacheLookedUp) -> None:
-        self._service.lookups.labels(event.cache, event.result).inc(event.lookups)
-        self._service.saved.inc(event.seconds_saved)
-
-    @observe.register
-    def _(self, event: events.CacheResized) -> None:
-        self._service.cache_bytes.labels(event.cache).set(event.bytes)
-
-    @observe.register
-    def _(self, event: events.QueueChanged) -> None:
-        for priority, depth in event.depths.items():
-            self._requests.depth.labels(priority).set(depth)
-        self._requests.running.set(event.running)
-        self._oldest_at = event.oldest_at
-
-    @observe.register
-    def _(self, event: events.EngineReady) -> None:
-        service = self._service
-        self._engine.slots.set(event.slots)
-        for mode in Batching:
-            service.batching.labels(mode).set(mode is event.batching)
-        service.load_seconds.set(event.load_seconds)
-        service.warmup_seconds.set(event.warmup_seconds)
-        service.ready.set(1)
-        service.cache_bytes.labels(Cache.PROMPT_EMBEDDING).set(0)
-        self._model.info(dict(event.model))
-
-    @observe.register
-    def _(self, event: events.EngineLost) -> None:
-        self._service.restarts.inc()
-        self._service.ready.set(0)

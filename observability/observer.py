@@ -1,10 +1,11 @@
 """The one door through which events leave business code, and its fan-out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from observability.events import Event
+from observability.labels import Consumer
 
 log = logging.getLogger("safelight.observer")
 
@@ -17,15 +18,20 @@ class Observer(Protocol):
 
 
 class FanOut:
-    """Hands each event to every observer; one observer's error neither reaches the caller nor the others."""
+    """Hands each event to every observer; one observer's error neither reaches the caller nor the others.
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = tuple(observers)
+    `on_error` is told whose it was.
+    """
+
+    def __init__(self, observers: Mapping[Consumer, Observer], on_error: Callable[[Consumer], None]) -> None:
+        self._observers = dict(observers)
+        self._on_error = on_error
 
     def observe(self, event: Event) -> None:
         """Take one event."""
-        for observer in self._observers:
+        for consumer, observer in self._observers.items():
             try:
                 observer.observe(event)
             except Exception:
+                self._on_error(consumer)
                 log.exception("%s could not take %s", type(observer).__name__, type(event).__name__)

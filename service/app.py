@@ -11,21 +11,31 @@ from pathlib import Path
 from typing import IO
 
 from fastapi import FastAPI
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http_metrics
 
 from observability import slo as slo_objectives
-from observability.events import ServiceStarted
+from observability.events import ServiceStarted, ServiceStopped
 from observability.exposition import Exposition, MetricsServer
-from observability.metrics import REQUEST_SECONDS, Metrics
+from observability.labels import Consumer
+from observability.logs import RequestLog
+from observability.metering import Metrics
+from observability.metrics import HTTP_SECONDS
 from observability.nvml import Nvml, NvmlCollector, XidWatch
 from observability.observer import FanOut, Observer
+from observability.own import OwnMetrics
 from observability.process import new_registry, register_engine_process, watch_event_loop
+from observability.propagation import instrument, new_provider
+from observability.sampling import Outbox, Policy, TailSampling
 from observability.slo import Samples
+from observability.tracing import Tracing
 from service.api import generate, jobs, operations, problems, slo, streams
 from service.api.state import Services
 from service.engine import loading
+from service.engine.contract import LogLevel
 from service.engine.fake import SCHEME
 from service.engine.policy import ORDERS
 from service.engine.process import ProcessEngine
@@ -63,15 +73,34 @@ class Service:
         self._database = Database(settings.resolved_database_url)
         self._images = ImageStore(settings.resolved_storage_url)
         registry = new_registry()
-        self._metrics = Metrics(registry)
-        self._observer: Observer = FanOut([self._metrics])
+        self._observe(registry)
         self._engine = ProcessEngine(settings.for_engine())
         register_engine_process(registry, lambda: self._engine.pid)
         self._xids = XidWatch()
         registry.register(NvmlCollector(Nvml(self._xids, self._pids), self._xids))
         self._exposition = Exposition(registry)
         self.metrics_server = self._serve_metrics()
-        self.app = build_app(registry, self._lifespan)
+        self.app = build_app(registry, self._provider, self._lifespan)
+
+    def _observe(self, registry: CollectorRegistry) -> None:
+        """Traces, metrics and logs, made from the same events. Traces come last: the others ask them for ids."""
+        settings, own = self._settings, OwnMetrics(registry)
+        policy = None
+        samplers = []
+        if settings.otlp_endpoint is not None:
+            policy = Policy(settings.trace_ratio, settings.trace_slow_seconds)
+            exporter = OTLPSpanExporter(f"{settings.otlp_endpoint}/v1/traces")
+            outbox = Outbox(exporter, own.spans_exported, own.spans_lost)
+            samplers.append(TailSampling(policy, outbox, own.spans_lost))
+        self._provider = new_provider(samplers)
+        tracing = Tracing(self._provider, policy, settings.record_prompts)
+        self._metrics = Metrics(registry, tracing.exemplar)
+        consumers: dict[Consumer, Observer] = {
+            Consumer.LOGS: RequestLog(tracing.context_of, settings.record_prompts),
+            Consumer.METRICS: self._metrics,
+            Consumer.TRACES: tracing,
+        }
+        self._observer = FanOut(consumers, own.event_dropped)
 
     def _pids(self) -> set[int]:
         """The service's processes."""
@@ -83,7 +112,7 @@ class Service:
         if port is None:
             return None
         try:
-            return MetricsServer(self._exposition, host, port)
+            return MetricsServer(self._exposition, host, port, lambda level: self._engine.send(LogLevel(level)))
         except OSError as error:
             detail = f"SAFELIGHT_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
             raise StartupError(detail) from error
@@ -161,6 +190,7 @@ class Service:
 
     async def _stop(self) -> None:
         self._jobs.stop()
+        self._observer.observe(ServiceStopped())
         self._xids.stop()
         if self.metrics_server is not None:
             await asyncio.to_thread(self.metrics_server.close)
@@ -170,6 +200,7 @@ class Service:
             os._exit(1)  # an orderly exit would wait for the threads that write
         await asyncio.to_thread(self._delivery.close)
         await asyncio.to_thread(self._database.close)
+        await asyncio.to_thread(self._provider.shutdown)
 
     async def _purge_now_and_then(self) -> None:
         while True:
@@ -193,8 +224,12 @@ def lock(data_dir: Path) -> IO[bytes]:
     return file
 
 
-def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
-    """The ASGI application: routes, problem documents, generic HTTP metrics."""
+def build_app(
+    registry: CollectorRegistry,
+    provider: TracerProvider,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+) -> FastAPI:
+    """The ASGI application: routes, problem documents, generic HTTP metrics and spans."""
     app = FastAPI(
         title="Safelight",
         summary="Generates pictures from prompts, and lets you watch each one develop.",
@@ -210,7 +245,9 @@ def build_app(registry: CollectorRegistry, lifespan: Callable[[FastAPI], Abstrac
         excluded_handlers=["^/metrics$", "^/health"],
         registry=registry,
     ).add(
-        http_metrics.latency(buckets=REQUEST_SECONDS, registry=registry),
+        http_metrics.latency(buckets=HTTP_SECONDS, registry=registry),
         http_metrics.requests(registry=registry),
     ).instrument(app)
+    app.add_middleware(problems.MethodGuard)  # last, and so before all others: a method is a label of metrics
+    instrument(app, provider)
     return app

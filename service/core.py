@@ -90,7 +90,7 @@ class Job:
 
     `created_at`, `expires_at`, `started_at` and `finished_at` are Unix times, since a job outlives its process;
     `blob` names the folder of its pictures in the image store; `timings` are seconds by stage; `revision` is the
-    model's. A job without `cache_key` shares nothing with others.
+    model's. A job without `cache_key` shares nothing with others. `traceparent` is the W3C context in which it came.
     """
 
     id: str
@@ -110,6 +110,7 @@ class Job:
     cached: bool = False
     prompt_truncated: bool = False
     timings: Mapping[Stage, float] = field(default_factory=dict)
+    traceparent: str | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -8,6 +8,7 @@ from types import FrameType
 import click
 import uvicorn
 
+from observability import logs
 from observability.exposition import bracketed
 from service.app import Service
 from service.errors import StartupError
@@ -48,9 +49,7 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         service.app,
         loop="uvloop",
-        log_level=settings.log_level,
-        log_config=_log_config(settings.log_level),
-        access_log=False,
+        log_config=logs.config(settings.log_level, settings.log_format),
         timeout_graceful_shutdown=GRACE_SECONDS,
         ws_ping_interval=20.0,
     )
@@ -80,19 +79,3 @@ def _listen(settings: Settings) -> socket.socket:
             f"SAFELIGHT_PORT, SAFELIGHT_HOST: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         ) from error
     return listener
-
-
-def _log_config(level: str) -> dict[str, object]:
-    line = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
-    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": line},
-        "handlers": {"stderr": handler},
-        "loggers": {
-            "safelight": {"level": level.upper()},
-            "uvicorn": {"level": "WARNING"},
-        },
-        "root": {"handlers": ["stderr"], "level": "WARNING"},
-    }

@@ -51,6 +51,12 @@ def _optional_port(value: int | None) -> int | None:
     return None if value is None else _port(value)
 
 
+def _url(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
+        raise ValueError("must be a URL such as http://localhost:4318")
+    return None if value is None else value.rstrip("/")
+
+
 class EngineSettings(BaseSettings):
     """What the engine process needs to know. Sent to it whole when it starts."""
 
@@ -107,6 +113,10 @@ class EngineSettings(BaseSettings):
     )
     min_size: int | None = Field(None, ge=8, description="Smallest width and height; unset: half the model's own.")
     max_size: int | None = Field(None, ge=8, description="Largest width and height; unset: 1.5 times the model's own.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Style of the log; auto: console on a terminal, else a JSON object a line."
+    )
     faults: Annotated[str | None, AfterValidator(_faults)] = Field(
         None,
         description="Faults to inject, for drills: fail=WORD&crash=WORD&hang=WORD&oom_above=N (see engine/faults.py).",
@@ -158,7 +168,16 @@ class Settings(EngineSettings):
     gpu_dollars_per_hour: float = Field(
         0.0, ge=0, description="Price of the GPU an hour in dollars, from which the cost of pictures follows."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    otlp_endpoint: Annotated[str | None, AfterValidator(_url)] = Field(
+        None,
+        description="OTLP/HTTP collector of traces, such as http://localhost:4318; unset: traces stay in the process. "
+        "The standard OTEL_EXPORTER_OTLP_HEADERS and the like hold too.",
+    )
+    trace_ratio: float = Field(0.1, ge=0, le=1, description="Share of traces that are exported in any case.")
+    trace_slow_seconds: float = Field(
+        30.0, gt=0, description="Traces with something this slow are exported too, as are those with errors."
+    )
+    record_prompts: bool = Field(False, description="Put prompts into traces and logs.")
 
     @property
     def resolved_database_url(self) -> str:

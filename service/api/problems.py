@@ -15,6 +15,7 @@ from service.errors import SafelightError
 log = logging.getLogger("safelight.api")
 
 MAX_ERRORS = 20
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MEDIA_TYPE = "application/problem+json"
 RESPONSES: dict[int | str, dict[str, object]] = {
     "4XX": {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": "The request cannot be served as it is."},
@@ -114,3 +115,18 @@ class BodyGuard:
         if not length.isdigit() or int(length) > self._max_bytes:
             return problem(413, "Content too large", f"the body must be at most {self._max_bytes} bytes")
         return None
+
+
+class MethodGuard:
+    """Refuses methods that no route can have (501): anybody could make up more of them than metrics have room for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer."""
+        if scope["type"] == "http" and scope["method"] not in METHODS:
+            refusal = problem(501, "Not implemented", f"there is no method {scope['method'][:32]!r} here")
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from observability.labels import Batching, Priority, Source, Stage
+from observability.propagation import current_traceparent
 from service.core import ImageFormat, JobState, ModelInfo, Params
 from service.engine.profile import Curve, Profile
 from service.errors import InvalidRequest
@@ -98,6 +99,7 @@ class GenerateRequest(BaseModel):
             use_cache=self.cache,
             idempotency_key=idempotency_key,
             fingerprint=self.fingerprint(output_format),
+            traceparent=current_traceparent(),
         )
 
 

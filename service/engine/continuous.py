@@ -166,7 +166,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         for each in batch:
             if each.free_since is not None:
                 steps = sum(ended > each.free_since for ended in self._step_ends)
-                self._observe(PictureAdmitted(now - each.free_since, steps))
+                self._observe(PictureAdmitted(now - each.free_since, steps, each.picture.task_id))
                 each.free_since = None
         for each, error in self._splitter.apart(batch, self._step, Stage.DENOISE):
             if error is not None:

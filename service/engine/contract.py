@@ -59,7 +59,14 @@ class Drain:
     """Finish what runs and start nothing more."""
 
 
-Command = Submit | Raise | Cancel | Drain
+@dataclass(frozen=True, slots=True)
+class LogLevel:
+    """Log from this level on."""
+
+    level: str
+
+
+Command = Submit | Raise | Cancel | Drain | LogLevel
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
+from observability import logs
 from observability.events import BatchStepped, Event, StepsWasted
 from observability.labels import Priority, Reason
 from service.engine.contract import (
@@ -17,6 +18,7 @@ from service.engine.contract import (
     Drained,
     Finished,
     Happened,
+    LogLevel,
     Message,
     Picture,
     Raise,
@@ -99,6 +101,8 @@ class EngineLoop(ABC):
                 self._cancel(command)
             case Drain():
                 self._drain()
+            case LogLevel():
+                logs.set_level(command.level)
 
     def _enqueue(self, command: Submit) -> None:
         arrived_at = self._clock() if command.arrived_at is None else command.arrived_at
@@ -167,7 +171,7 @@ class EngineLoop(ABC):
 
     def _fail(self, task_id: str, error: Exception) -> None:
         """One of the task's pictures cannot be made even alone."""
-        log.warning("a picture failed: %s", type(error).__name__, exc_info=error)
+        log.warning("a picture of job %s failed: %s", task_id, type(error).__name__, exc_info=error)
         task = self._remove(task_id)
         if task is not None:
             if task.steps_done:

@@ -24,7 +24,17 @@ ROUNDS = 3
 TIMED_STEPS = 2  # of the largest batch; of smaller ones more, so that all are timed for about as long
 DRIFT = 1.5
 FORMAT = 2  # of the file; another number makes older ones void
-NOT_TUNING = {"data_dir", "batching", "batch_window_ms", "order", "prompt_cache_mb", "slots", "faults"}
+NOT_TUNING = {
+    "data_dir",
+    "batching",
+    "batch_window_ms",
+    "order",
+    "prompt_cache_mb",
+    "slots",
+    "log_level",
+    "log_format",
+    "faults",
+}
 ADAPTER = TypeAdapter(Profile)
 
 

@@ -1,5 +1,6 @@
 """The engine process: load and warm the model, then run its loop until the parent goes away."""
 
+import logging.config
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
+from observability import logs
 from observability.labels import Batching
 from service.engine.continuous import ContinuousLoop
 from service.engine.contract import BatchModel, Command, Happened, LoadFailed, Message, R, Ready, StepModel, Submit
@@ -38,6 +40,7 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings) -
     """Entry point of the process. Signals are the parent's business; its end is seen as the end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     inbox: SimpleQueue[Command] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     try:

@@ -12,23 +12,25 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from observability.events import EstimateChecked, RequestStarted, StageFinished, StepsWasted
-from observability.labels import Reason, Stage
+from observability.events import EstimateChecked, StageFinished, StepsWasted
+from observability.labels import CacheResult, Reason, Stage
 from observability.observer import Observer
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
-from service.jobs import table
+from service.jobs import table, telling
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
-from service.jobs.ending import completed, event, unrecorded
+from service.jobs.ending import completed, unrecorded
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
 from service.jobs.recorder import Recorder
+from service.jobs.telling import Recording
 from service.storage.database import Database
 
 log = logging.getLogger("safelight.jobs")
 
 MAX_CRASHES = 2
+NOT_NOW = Recording()  # of a job that an earlier process recorded
 
 
 class Board:
@@ -60,28 +62,29 @@ class Board:
 
     # Entering
 
-    def enter(self, job: Job) -> bool:
+    def enter(self, job: Job, recording: Recording = NOT_NOW) -> CacheResult:
         """Queue a recorded job; return whether it joined an identical computation that was in flight already."""
         key = job.cache_key or job.id
         flight = self._flights.joinable(key)
-        joined = flight is not None
+        result = CacheResult.MISS if flight is None else CacheResult.COALESCED
         if flight is None:
             flight = Flight(job.id, key, job.params, job.priority, job.created_at, self._clock())
             self._flights.add(flight)
         live = LiveJob(job, self._clock(), flight)
         flight.members[job.id] = self._live[job.id] = live
-        seconds_left = max(0.0, job.expires_at - self._wall())
-        live.timer = asyncio.get_running_loop().call_later(seconds_left, self._expire, live)
+        self._observer.observe(telling.accepted(job, flight.id, recording, result))
+        delay = max(0.0, job.expires_at - self._wall())
+        live.timer = asyncio.get_running_loop().call_later(delay, self._expire, live)
         if flight.has_started:
             self._mark_processing(live)
-        if not joined:
+        if result is CacheResult.MISS:
             self._submit(flight)
         elif job.priority.rank < flight.priority.rank:
             flight.priority = job.priority
             self._send(Raise(flight.id, flight.priority))
         self._queue_changed()
         live.predicted = self.outlook.of(flight)[1]
-        return joined
+        return result
 
     def resubmit(self) -> None:
         """Hand every flight that has not started to a new engine."""
@@ -152,7 +155,7 @@ class Board:
         if Stage.QUEUE_WAIT not in live.job.timings:  # it is there when the job starts again after a crash
             waited = self._clock() - live.accepted_at
             live.job = live.job.but(timings={Stage.QUEUE_WAIT: waited})
-            self._observer.observe(RequestStarted(live.job.priority, waited))
+            self._observer.observe(telling.started(live.job, waited))
         self._save_and_publish(live)
 
     async def _deliver(self, flight: Flight, message: Finished) -> None:
@@ -166,7 +169,7 @@ class Board:
             await self._delivery.discard(flight.id)
             return
         for stage, seconds in delivered.timings.items():
-            self._observer.observe(StageFinished(stage, seconds))
+            self._observer.observe(StageFinished(stage, seconds, flight.id))
         self._flights.remove(flight)
         ending = {
             live: completed(live.job, flight.id, message, delivered, self._wall())
@@ -175,13 +178,8 @@ class Board:
         }
         if not ending:
             self._waste(flight, flight.left_because)
-        record = partial(
-            self._delivery.record,
-            blob=flight.id,
-            size=delivered.size,
-            jobs=list(ending.values()),
-            truncated=message.prompt_truncated,
-        )
+        size, jobs, truncated = delivered.size, list(ending.values()), message.prompt_truncated
+        record = partial(self._delivery.record, blob=flight.id, size=size, jobs=jobs, truncated=truncated)
         await self._close(ending, record)
 
     def _fail(self, flight: Flight, reason: Reason, detail: str) -> None:
@@ -253,7 +251,7 @@ class Board:
             live.done.set()
             live.tell(Snapshot(job, live.flight.steps_done, None, None))
             seconds = self._clock() - live.accepted_at
-            self._observer.observe(event(job, seconds, live.flight.paid_by(job)))
+            self._observer.observe(telling.finished(job, seconds, live.flight))
             if job.state is JobState.COMPLETED and live.predicted is not None:
                 self._observer.observe(EstimateChecked(live.predicted, seconds))
         self._queue_changed()

@@ -75,7 +75,8 @@ class Flight:
     has_started: bool = False
     waited: float | None = None  # seconds without a slot, once it has started
     steps_done: int = 0
-    batch_seconds: float = 0.0  # its share of the time of its steps; 0 again once a completed job has paid
+    batch_seconds: float = 0.0  # its share of the time of its steps
+    is_paid: bool = False  # a completed job accounts for them
     left_because: Reason = Reason.NONE  # why the last job left it that did
     slots: int = 0  # pictures that made the last step of their size
     crashes: int = 0
@@ -91,10 +92,10 @@ class Flight:
 
     def paid_by(self, job: Job) -> float:
         """The seconds of batches that this ended job is to account for: all, for the first that completes."""
-        if job.state is not JobState.COMPLETED:
+        if job.state is not JobState.COMPLETED or self.is_paid:
             return 0.0
-        seconds, self.batch_seconds = self.batch_seconds, 0.0
-        return seconds
+        self.is_paid = True
+        return self.batch_seconds
 
 
 class Flights:

@@ -8,7 +8,10 @@ from service.core import Params
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a job is made of. Without `seed_given`, the seed in `params` was drawn; `timeout` is in seconds."""
+    """What a job is made of. Without `seed_given`, the seed in `params` was drawn; `timeout` is in seconds.
+
+    `traceparent` is the W3C context of the request that brought it.
+    """
 
     params: Params
     seed_given: bool
@@ -18,3 +21,4 @@ class Order:
     use_cache: bool
     idempotency_key: str | None
     fingerprint: str
+    traceparent: str | None = None

@@ -17,11 +17,11 @@ from observability.labels import Cache, CacheResult, Reason, Source
 from observability.observer import Observer
 from service.core import Job, JobState
 from service.errors import Conflict, DeadlineUnreachable, NotFound, QueueFull, Unavailable
-from service.jobs import table
+from service.jobs import table, telling
 from service.jobs.board import Board
-from service.jobs.ending import event
 from service.jobs.flight import Snapshot
 from service.jobs.order import Order
+from service.jobs.telling import Recording
 from service.storage.cache import CachedResponse, ResponseCache
 from service.storage.database import Database
 from service.storage.images import ImageStore
@@ -47,6 +47,7 @@ class JobService:
         revision: str,
         observer: Observer,
         wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = board
         self._database = database
@@ -58,6 +59,7 @@ class JobService:
         self._revision = revision
         self._observer = observer
         self._wall = wall
+        self._clock = clock
         self.is_draining = False
         self._stopped = asyncio.Event()
 
@@ -89,18 +91,21 @@ class JobService:
 
     async def _accept(self, order: Order) -> tuple[Snapshot, bool]:
         record = partial(self._record, order=order, refusal=self._refusal(order))
+        began = self._clock()
         with self._board.outlook.reserved(order.params, order.priority):
             try:
-                job, is_new = await self._database.run(record)
+                job, is_new, lookup_seconds = await self._database.run(record)
             except IntegrityError:  # at that very moment another took the key or deleted the cached pictures
-                job, is_new = await self._database.run(record)
+                job, is_new, lookup_seconds = await self._database.run(record)
         if not is_new:
             return self._board.snapshot(job), False
+        recording = Recording(self._clock() - began, lookup_seconds)
         if job.is_finished:
             result = CacheResult.HIT
-            self._observer.observe(event(job, seconds=0.0))
+            self._observer.observe(telling.accepted(job, job.id, recording, result))
+            self._observer.observe(telling.finished(job, seconds=0.0))
         else:
-            result = CacheResult.COALESCED if self._board.enter(job) else CacheResult.MISS
+            result = self._board.enter(job, recording)
         if order.use_cache and (order.seed_given or self._cache_variants):
             saved = 0.0 if result is CacheResult.MISS else self._board.outlook.seconds_alone(job.params) or 0.0
             self._observer.observe(CacheLookedUp(Cache.RESPONSE, result, seconds_saved=saved))
@@ -123,21 +128,28 @@ class JobService:
 
     def _record(
         self, connection: Connection, order: Order, refusal: QueueFull | DeadlineUnreachable | None
-    ) -> tuple[Job, bool]:
-        """In one transaction: the job of the idempotency key, or a new one, completed at once by a cache hit."""
+    ) -> tuple[Job, bool, float | None]:
+        """In one transaction: the job of the idempotency key, or a new one, completed at once by a cache hit.
+
+        Return it, whether it is new, and the seconds of the look-up, if one was made.
+        """
         now = self._wall()
         if order.idempotency_key is not None:
             known = table.find_by_key(connection, order.idempotency_key, order.fingerprint, now)
             if known is not None:
-                return known, False
-        hit = self._find_response(connection, order, now) if order.use_cache else None
+                return known, False, None
+        hit, lookup_seconds = None, None
+        if order.use_cache:
+            began = self._clock()
+            hit = self._find_response(connection, order, now)
+            lookup_seconds = self._clock() - began
         if hit is None and refusal is not None:
             raise refusal
         job = self._new_job(order, now) if hit is None else _answered(self._new_job(order, now), hit)
         table.add(connection, job)
         if order.idempotency_key is not None:
             table.bind_key(connection, order.idempotency_key, order.fingerprint, job.id, now)
-        return job, True
+        return job, True, lookup_seconds
 
     def _find_response(self, connection: Connection, order: Order, now: float) -> CachedResponse | None:
         if order.seed_given:
@@ -154,6 +166,7 @@ class JobService:
             priority=order.priority,
             source=order.source,
             cache_key=order.params.cache_key(self._revision) if order.use_cache else None,
+            traceparent=order.traceparent,
         )
 
     async def recover(self) -> int:

@@ -122,6 +122,7 @@ def _columns(job: Job) -> dict[str, Any]:
         "cached": job.cached,
         "prompt_truncated": job.prompt_truncated,
         "timings": json.dumps(dict(job.timings)),
+        "traceparent": job.traceparent,
     }
 
 
@@ -145,4 +146,5 @@ def _job(row: Row[Any]) -> Job:
         cached=row.cached,
         prompt_truncated=row.prompt_truncated,
         timings={Stage(stage): seconds for stage, seconds in json.loads(row.timings).items()},
+        traceparent=row.traceparent,
     )

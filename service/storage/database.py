@@ -22,7 +22,9 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    inspect,
     make_url,
+    text,
 )
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
@@ -63,6 +65,7 @@ jobs = Table(
     Column("cached", Boolean, nullable=False),
     Column("prompt_truncated", Boolean, nullable=False),
     Column("timings", Text, nullable=False),
+    Column("traceparent", String(64)),
     Index("jobs_by_age", "created_at", "id"),
     Index("jobs_by_state", "state", "created_at"),
 )
@@ -99,10 +102,10 @@ class Database:
             is_sqlite = parsed.get_backend_name() == "sqlite"
             if is_sqlite and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self._engine = create_engine(url, pool_pre_ping=not is_sqlite)
+            self._engine = create_engine(url, pool_pre_ping=not is_sqlite, hide_parameters=True)  # they have prompts
             if is_sqlite:
                 event.listen(self._engine, "connect", _configure_sqlite)
-            metadata.create_all(self._engine)
+            _prepare(self._engine)
         except (ArgumentError, SQLAlchemyError, ImportError, OSError) as error:
             first_line = str(error).splitlines()[0]
             raise StartupError(f"SAFELIGHT_DATABASE_URL: the database cannot be opened: {first_line}") from error
@@ -133,6 +136,19 @@ class Database:
         """Wait for running transactions and close every connection."""
         self._threads.shutdown(wait=True)
         self._engine.dispose()
+
+
+def _prepare(engine: Engine) -> None:
+    """Create what is missing: tables, and columns that an earlier version did not have, which are all nullable."""
+    metadata.create_all(engine)
+    found = inspect(engine)
+    for table in metadata.sorted_tables:
+        known = {column["name"] for column in found.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                kind = column.type.compile(engine.dialect)
+                with engine.begin() as connection:
+                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
 from observability.labels import Priority, Reason, Stage
@@ -39,6 +39,19 @@ def test_a_job_comes_back_as_it_was_written(database: Database) -> None:
     add(database, job)
     assert database.run_here(lambda connection: table.get(connection, job.id)) == job
     assert database.run_here(lambda connection: table.get(connection, "b")) is None
+
+
+def test_a_database_of_an_earlier_version_gets_its_missing_columns(database: Database) -> None:
+    """What it holds stays."""
+    database.run_here(lambda connection: table.add(connection, build.job("old")))
+    database.run_here(lambda connection: connection.execute(text("ALTER TABLE jobs DROP COLUMN traceparent")))
+    again = Database(database.engine.url.render_as_string(hide_password=False))
+    try:
+        again.run_here(lambda connection: table.add(connection, build.job("new", traceparent="00-1-2-01")))
+        found = {each.id: each.traceparent for each in again.run_here(table.unfinished)}
+        assert found == {"old": None, "new": "00-1-2-01"}
+    finally:
+        again.close()
 
 
 def test_a_terminal_state_is_final(database: Database) -> None:

@@ -57,6 +57,22 @@ def test_metrics_on_a_port_of_their_own_are_nowhere_else(data_dir: Path) -> None
         assert server.stop() == 0
 
 
+def test_the_level_of_the_log_changes_in_both_processes(data_dir: Path) -> None:
+    """The engine's own warning of a failure is told from then on."""
+    with serving(data_dir, model="fake:?fail=poison", metrics_port=0, log_level="error") as server:
+        match = METRICS.search(server.log.read_text())
+        assert match is not None, server.log.read_text()
+
+        def tells() -> bool:
+            server.generate(params={"wait": 60}, expect=200, prompt="poison", cache=False)
+            return "a picture of job" in server.log.read_text()
+
+        assert not tells()
+        assert httpx.put(match[1].replace("/metrics", "/debug/log-level"), content="warning").status_code == 200
+        until(tells)
+        assert "request failed" in server.log.read_text()
+
+
 def test_metrics_port_that_is_taken_stops_the_start(fake: Server, data_dir: Path) -> None:
     """The error names the variable."""
     port = httpx.URL(fake.url).port

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from observability.events import BatchStepped, RequestFinished, StepsWasted
-from observability.labels import Priority, Reason
+from observability.events import BatchStepped, RequestAccepted, RequestFinished, RequestStarted, StepsWasted
+from observability.labels import CacheResult, Priority, Reason, Stage
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
 from service.errors import Unavailable
@@ -46,7 +46,7 @@ class Scene:
             clock=lambda: 50.0,
         )
 
-    def enter(self, job_id: str, **changes: Any) -> bool:
+    def enter(self, job_id: str, **changes: Any) -> CacheResult:
         """Record and queue a job."""
         job = build.job(job_id, **changes)
         self.database.run_here(lambda connection: table.add(connection, job))
@@ -99,6 +99,23 @@ async def test_a_finished_job_is_recorded_before_anybody_is_told(scene: Scene) -
     assert len(scene.ends) == 1
 
 
+async def test_what_shares_a_computation_is_told_so(scene: Scene) -> None:
+    """Each request is accepted once, with the context in which it came, and ends once, with its stages."""
+    scene.enter("a", cache_key="k", traceparent="00-1-2-01")
+    scene.enter("b", cache_key="k")
+    accepted = scene.recorder.of(RequestAccepted)
+    assert [(each.request.id, each.flight, each.traceparent) for each in accepted] == [
+        ("a", "a", "00-1-2-01"),
+        ("b", "a", None),
+    ]
+    scene.board.started(["a"])
+    scene.finish("a")
+    await scene.board.settle(60)
+    assert {each.request.id for each in scene.recorder.of(RequestStarted)} == {"a", "b"}
+    assert sorted(each.request.id for each in scene.ends) == ["a", "b"]
+    assert all(Stage.STORE in each.timings for each in scene.ends)
+
+
 @pytest.mark.parametrize("order", ["cancel first", "finish first", "expire first"])
 async def test_a_race_of_ends_has_one_winner(scene: Scene, order: str) -> None:
     """Cancel, expiry and completion at the same moment: one terminal event, and the record agrees with it."""
@@ -121,8 +138,8 @@ async def test_a_race_of_ends_has_one_winner(scene: Scene, order: str) -> None:
 
 async def test_a_shared_computation_survives_its_first_job(scene: Scene) -> None:
     """The engine is told to stop only when the last job has gone."""
-    assert scene.enter("a", cache_key="k") is False
-    assert scene.enter("b", cache_key="k") is True
+    assert scene.enter("a", cache_key="k") is CacheResult.MISS
+    assert scene.enter("b", cache_key="k") is CacheResult.COALESCED
     first, second = scene.board.live("a"), scene.board.live("b")
     assert first is not None
     assert second is not None
@@ -138,7 +155,7 @@ async def test_a_request_that_joins_while_pictures_are_stored_gets_them(scene: S
     scene.enter("a", cache_key="k")
     scene.board.started(["a"])
     scene.finish("a")
-    assert scene.enter("b", cache_key="k") is True
+    assert scene.enter("b", cache_key="k") is CacheResult.COALESCED
     await scene.board.settle(60)
     assert scene.record("b").state is JobState.COMPLETED
     assert scene.record("b").blob == "a"
@@ -255,7 +272,7 @@ async def test_shared_pictures_are_paid_for_once(scene: Scene) -> None:
     await scene.board.end(first, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
     scene.finish("a")
     await scene.board.settle(60)
-    assert sorted(each.batch_seconds for each in scene.ends) == [0.0, 0.0, 0.5]
+    assert sorted(each.paid_seconds for each in scene.ends) == [0.0, 0.0, 0.5]
     assert not scene.recorder.of(StepsWasted)
 
 
@@ -269,7 +286,7 @@ async def test_pictures_that_nobody_wants_any_more_were_made_in_vain(scene: Scen
     await scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED)
     await scene.board.settle(60)
     assert scene.recorder.of(StepsWasted) == [StepsWasted(Reason.CLIENT_CANCELLED, 4, 0.5)]
-    assert [each.batch_seconds for each in scene.ends] == [0.0]
+    assert [(each.batch_seconds, each.paid_seconds) for each in scene.ends] == [(0.5, 0.0)]
 
 
 async def test_pictures_that_somebody_joins_for_are_not_made_in_vain(scene: Scene) -> None:
@@ -281,10 +298,10 @@ async def test_pictures_that_somebody_joins_for_are_not_made_in_vain(scene: Scen
     scene.finish("a")
     ending = asyncio.ensure_future(scene.board.end(live, JobState.CANCELLED, Reason.CLIENT_CANCELLED))
     await asyncio.sleep(0)
-    assert scene.enter("b", cache_key="k")
+    assert scene.enter("b", cache_key="k") is CacheResult.COALESCED
     await ending
     await scene.board.settle(60)
-    assert sorted(each.batch_seconds for each in scene.ends) == [0.0, 0.5]
+    assert sorted(each.paid_seconds for each in scene.ends) == [0.0, 0.5]
     assert not scene.recorder.of(StepsWasted)
 
 

@@ -1,5 +1,6 @@
 """Scrapes over a real socket, on a port of their own."""
 
+import logging
 from collections.abc import Iterator
 
 import httpx
@@ -14,11 +15,17 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 @pytest.fixture
-def client() -> Iterator[httpx.Client]:
+def levels() -> list[str]:
+    """The levels of the log that the server was asked for."""
+    return []
+
+
+@pytest.fixture
+def client(levels: list[str]) -> Iterator[httpx.Client]:
     """A client of a server with one metric of the test's."""
     registry = CollectorRegistry()
     Counter("apples_total", "Apples.", registry=registry).inc(3)
-    server = MetricsServer(Exposition(registry), "127.0.0.1", 0)
+    server = MetricsServer(Exposition(registry), "127.0.0.1", 0, levels.append)
     with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
         yield client
     server.close()
@@ -52,6 +59,24 @@ def test_there_is_nothing_but_metrics(client: httpx.Client) -> None:
     assert client.post("/metrics").status_code == 404
     head = client.head("/metrics")
     assert (head.status_code, head.content) == (200, b"")
+
+
+def test_the_log_level_can_be_changed(client: httpx.Client, levels: list[str]) -> None:
+    """In one word; anything else changes nothing."""
+    log = logging.getLogger("safelight")
+    before = log.level
+    try:
+        assert client.put("/debug/log-level", content="debug").text == "debug\n"
+        assert log.level == logging.DEBUG
+        for body in ("loud", "", "x" * 5000):
+            refused = client.put("/debug/log-level", content=body)
+            assert refused.status_code == 400
+            assert "debug, info, warning, error" in refused.text
+        assert log.level == logging.DEBUG
+        assert client.get("/debug/log-level").status_code == 404
+        assert levels == ["debug"]
+    finally:
+        log.setLevel(before)
 
 
 def test_metrics_can_be_served_on_an_ipv6_address() -> None:

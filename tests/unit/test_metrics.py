@@ -1,13 +1,16 @@
 """Metrics are made from events alone, under their canonical names."""
 
+import re
+from typing import get_args
+
 import pytest
 from prometheus_client import CollectorRegistry
 
 from observability import events, labels
-from observability.labels import Outcome, Priority, Reason, Source, Stage, WorkClass
-from observability.metrics import Metrics
+from observability.labels import Consumer, Outcome, Priority, Reason, Source, Stage, WorkClass
+from observability.metering import Metrics
 from observability.observer import FanOut
-from tests.support.build import Recorder
+from tests.support import build
 
 CANONICAL = {
     "requests",
@@ -58,18 +61,16 @@ def test_the_canonical_names_are_there(registry: CollectorRegistry, metrics: Met
 
 def test_a_completed_request_is_counted_and_timed(registry: CollectorRegistry, metrics: Metrics) -> None:
     """A failed one is counted with its reason and leaves the latency alone."""
-    of_user = (Source.USER, WorkClass.S_STANDARD)
-    metrics.observe(
-        events.RequestFinished(Outcome.COMPLETED, Reason.NONE, *of_user, 1.5, images=2, pixels=8192, batch_seconds=0.4)
-    )
-    metrics.observe(events.RequestFinished(Outcome.FAILED, Reason.MODEL_ERROR, *of_user, 9.0, images=1))
+    metrics.observe(build.finished(request=build.request(images=2), paid_seconds=0.4))
+    metrics.observe(build.finished(cached=True))
+    metrics.observe(build.finished(outcome=Outcome.FAILED, reason=Reason.MODEL_ERROR, seconds=9.0))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"safelight_{name}", labels)
 
-    assert value("requests_total", outcome="completed", reason="none", source="user") == 1
+    assert value("requests_total", outcome="completed", reason="none", source="user") == 2
     assert value("requests_total", outcome="failed", reason="model_error", source="user") == 1
-    assert value("request_duration_seconds_sum", work_class="s_standard", source="user") == 1.5
+    assert value("request_duration_seconds_sum", work_class="s_standard", source="user") == 3.0
     assert value("images_total") == 2
     assert value("image_pixels_total") == 8192
     assert value("image_batch_seconds_total") == 0.4
@@ -88,7 +89,7 @@ def test_the_age_of_the_oldest_request_grows_by_itself(registry: CollectorRegist
 def test_a_step_is_counted_once_a_picture(registry: CollectorRegistry, metrics: Metrics) -> None:
     """The batch-size histogram counts requests, the steps count pictures."""
     members = (("a", 0), ("a", 0), ("b", 7), ("c", 3), ("c", 4))
-    metrics.observe(events.BatchStepped(members, rows=10, size=(64, 64), seconds=0.2, slots=8, waiting=2))
+    metrics.observe(build.step(*members, waiting=2))
     assert registry.get_sample_value("safelight_batch_size_sum") == 3
     assert registry.get_sample_value("safelight_steps_total") == 5
     assert registry.get_sample_value("safelight_step_duration_seconds_sum") == 0.2
@@ -98,7 +99,7 @@ def test_a_step_is_counted_once_a_picture(registry: CollectorRegistry, metrics: 
 
 def test_a_full_batch_leaves_no_slot_free(registry: CollectorRegistry, metrics: Metrics) -> None:
     """Pictures that wait beside it are no sign of trouble."""
-    metrics.observe(events.BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=0.2, slots=1, waiting=9))
+    metrics.observe(build.step(("a", 0), slots=1, waiting=9))
     assert registry.get_sample_value("safelight_free_slot_seconds_total") == 0.0
 
 
@@ -107,9 +108,7 @@ def test_pictures_that_could_not_join_are_counted_by_what_kept_them_apart(
 ) -> None:
     """The first field that differs is the label."""
     over = {labels.BatchField.STEPS: 3}
-    metrics.observe(
-        events.BatchStepped((("a", 0),), rows=2, size=(64, 64), seconds=0.2, slots=8, waiting=3, passed_over=over)
-    )
+    metrics.observe(build.step(("a", 0), waiting=3, passed_over=over))
     assert registry.get_sample_value("safelight_pictures_passed_over_total", {"field": "steps"}) == 3
     assert registry.get_sample_value("safelight_pictures_passed_over_total", {"field": "size"}) == 0
 
@@ -126,28 +125,70 @@ def test_declared_series_are_bounded_by_their_enums(registry: CollectorRegistry,
     assert all(counted[name] <= most for name, most in declared.items())
 
 
-def test_every_kind_of_event_can_be_taken(metrics: Metrics) -> None:
-    """None raises."""
-    for event in (
+def test_every_metric_is_made_from_some_event(registry: CollectorRegistry, metrics: Metrics) -> None:
+    """Each kind of event can be taken, and no metric stays as it was."""
+    over = {labels.BatchField.STEPS: 1}
+    taken = (
+        build.finished(request=build.request(images=2), paid_seconds=0.4),
+        build.step(("a", 0), waiting=1, peak_bytes=5, predicted_bytes=6, passed_over=over),
+        events.QueueChanged({Priority.HIGH: 2}, oldest_at=60.0, running=3),
+        events.ServiceStopped(),
         events.RequestRejected(Reason.QUEUE_FULL, Source.USER),
-        events.RequestStarted(Priority.LOW, 0.1),
+        events.RequestAccepted(build.request(), "a"),
+        events.RequestStarted(build.request(), 0.1),
         events.StageFinished(Stage.STORE, 0.1),
         events.ServiceStarted(100, 1.5),
         events.LoopLagged(0.01),
         events.ClientRetried(),
-        events.PictureAdmitted(0.1, 1),
+        events.PictureAdmitted(0.1, 1, "a"),
         events.PicturesPaused(1),
         events.PicturesResumed(1),
         events.StepsWasted(Reason.DISCONNECTED, 4, 0.5),
         events.OutOfMemorySplit(Stage.DENOISE, (64, 64), 2),
-        events.CacheLookedUp(labels.Cache.RESPONSE, labels.CacheResult.HIT),
+        events.CacheLookedUp(labels.Cache.RESPONSE, labels.CacheResult.HIT, seconds_saved=1.0),
         events.CacheResized(labels.Cache.RESPONSE, 1000),
         events.EstimateChecked(1.0, 2.0),
         events.EngineReady(labels.Batching.CONTINUOUS, 8, 1.0, 0.5, {"name": "tiny"}),
-        events.EngineLost(),
-    ):
+    )
+    assert {*map(type, taken), events.EngineLost} == set(get_args(events.Event))
+    for event in taken:
         metrics.observe(event)
-    assert metrics is not None
+
+    def moved() -> set[str]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        return {re.sub("_(count|bucket|sum)$", "", sample.name) for sample in samples if sample.value}
+
+    still = {each.name for each in metrics.declared} - moved()
+    metrics.observe(events.EngineLost())
+    assert still - moved() == set()
+
+
+def test_observations_carry_the_ids_of_their_traces(registry: CollectorRegistry) -> None:
+    """As exemplars, of those that the traces know and will export."""
+
+    def exemplar(request: str | None, seconds: float = 0.0, is_error: bool = False) -> dict[str, str] | None:
+        return {"trace_id": str(request)} if seconds >= 1.0 or is_error or request is None else None
+
+    metrics = Metrics(registry, exemplar)
+    metrics.observe(events.RequestStarted(build.request("quick"), 0.5))
+    metrics.observe(events.RequestStarted(build.request("slow"), 2.0))
+    metrics.observe(build.finished("good"))
+    metrics.observe(build.finished("late", Outcome.EXPIRED, reason=Reason.DEADLINE, seconds=0.0))
+    metrics.observe(events.RequestRejected(Reason.QUEUE_FULL, Source.USER))
+    found = {
+        (sample.name.removeprefix("safelight_"), sample.exemplar.labels["trace_id"])
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert found == {
+        ("queue_wait_seconds_bucket", "slow"),
+        ("stage_duration_seconds_bucket", "slow"),
+        ("request_duration_seconds_bucket", "good"),
+        ("requests_total", "good"),
+        ("requests_total", "late"),
+        ("requests_total", "None"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -172,6 +213,9 @@ def test_one_observer_that_fails_does_not_silence_the_others() -> None:
         def observe(self, event: events.Event) -> None:
             raise RuntimeError(event)
 
-    recorder = Recorder()
-    FanOut([Broken(), recorder]).observe(events.EngineLost())
+    recorder = build.Recorder()
+    errors: list[Consumer] = []
+    observers = {Consumer.LOGS: Broken(), Consumer.TRACES: recorder}
+    FanOut(observers, errors.append).observe(events.EngineLost())
     assert recorder.events == [events.EngineLost()]
+    assert errors == [Consumer.LOGS]

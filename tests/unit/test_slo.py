@@ -9,9 +9,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from observability import slo
-from observability.events import RequestFinished, RequestRejected, RequestStarted
-from observability.labels import Outcome, Priority, Reason, Source, WorkClass
-from observability.metrics import Metrics
+from observability.events import RequestRejected, RequestStarted
+from observability.labels import Outcome, Priority, Reason, Source
+from observability.metering import Metrics
+from tests.support import build
 
 
 @pytest.fixture
@@ -64,7 +65,8 @@ def test_attainment_is_the_share_of_good_events() -> None:
     metrics = Metrics(CollectorRegistry())
 
     def finish(outcome: Outcome, reason: Reason, seconds: float = 1.0, source: Source = Source.USER) -> None:
-        metrics.observe(RequestFinished(outcome, reason, source, WorkClass.S_STANDARD, seconds))
+        request = build.request(source=source)
+        metrics.observe(build.finished(request=request, outcome=outcome, reason=reason, seconds=seconds))
 
     for seconds in (1.0, 30.0, 31.0):
         finish(Outcome.COMPLETED, Reason.NONE, seconds)
@@ -72,8 +74,8 @@ def test_attainment_is_the_share_of_good_events() -> None:
     finish(Outcome.FAILED, Reason.MODEL_ERROR)
     finish(Outcome.CANCELLED, Reason.CLIENT_CANCELLED)
     metrics.observe(RequestRejected(Reason.QUEUE_FULL, Source.USER))
-    metrics.observe(RequestStarted(Priority.NORMAL, 9.0))
-    metrics.observe(RequestStarted(Priority.LOW, 90.0))
+    metrics.observe(RequestStarted(build.request(priority=Priority.NORMAL), 9.0))
+    metrics.observe(RequestStarted(build.request(priority=Priority.LOW), 90.0))
     samples = slo.Samples(metrics.indicators())
     counts = {name: each.counts(samples) for name, each in slo.load().profiles["default"].items()}
     assert counts["availability"] == slo.Counts(3, 5)

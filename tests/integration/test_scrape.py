@@ -1,0 +1,155 @@
+"""What a scrape gets: in order, complete, and bounded whatever anybody sends."""
+
+import random
+import shutil
+import string
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from observability import catalogue
+from observability.declared import PREFIX
+from observability.probe import ProbeMetrics
+from service.app import MAX_BODY_BYTES
+from tests.integration.conftest import LONG
+from tests.support.server import Server, serving
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "LOCK")
+REQUESTS = 10_000
+MOST_SERIES = 3_000
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose queue is soon full."""
+    with serving(tmp_path_factory.mktemp("scrape"), model="fake:?fail=poison", queue_limit=5) as server:
+        yield server
+
+
+def series(server: Server) -> set[str]:
+    """Every series of a scrape, with its labels."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+
+def test_promtool_finds_no_fault(small: Server) -> None:
+    """Prometheus' own check of names, types and help."""
+    promtool = shutil.which("promtool")
+    assert promtool, "promtool is missing; `make test` installs it"
+    small.generate(params={"wait": 60}, expect=200, num_inference_steps=1)
+    text = small.client.get("/metrics").text
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=60
+    )
+    own = [line for line in checked.stderr.splitlines() if line.startswith(PREFIX)]
+    assert (own, checked.returncode) == ([], 0), checked.stderr
+
+
+def test_every_declared_metric_is_there(small: Server) -> None:
+    """From the first scrape on; those of GPUs are checked with a GPU's library, the probe's in the probe's registry."""
+    of_probe = {each.name for each in ProbeMetrics(CollectorRegistry()).declared}
+    of_gpus = {name for name, *_ in catalogue.of_gpus() if name.startswith(f"{PREFIX}gpu_")}
+    families = text_string_to_metric_families(small.client.get("/metrics").text)
+    found = {family.name + "_total" * (family.type == "counter") for family in families}
+    assert {PREFIX + name for name in catalogue.names()} - of_probe - of_gpus <= found
+
+
+class Visitor:
+    """Sends requests of every kind: `known` are a job that has ended and one that runs."""
+
+    def __init__(self, server: Server, source: random.Random, known: list[str]) -> None:
+        self._client = server.client
+        self._source = source
+        self._known = known
+
+    def word(self) -> str:
+        """Letters, digits and signs."""
+        return "".join(
+            self._source.choices(string.ascii_letters + string.digits + "-_.~%", k=self._source.randint(1, 30))
+        )
+
+    def paths(self) -> list[str]:
+        """Every route, with ids that there are and that there are not, and paths that lead nowhere."""
+        ids = [*self._known, f"x{self._source.randrange(10**9)}", f"!{self.word()}"]  # unknown, impossible
+        return [
+            "/generate",
+            "/jobs",
+            *(f"/jobs/{each}{rest}" for each in ids for rest in ("", "/events", "/images/0", "/images/x")),
+            "/health/live",
+            "/health/ready",
+            "/metrics",
+            "/model",
+            "/slo",
+            "/",
+            "/docs",
+            "/openapi.json",
+            f"/{self.word()}/{self.word()}",
+            f"/jobs/{self.word()}/{self.word()}/{self.word()}",
+        ]
+
+    def bodies(self, method: str) -> list[tuple[bytes, dict[str, str]]]:
+        """What may come with a request."""
+        if method != "POST":
+            return [(b"", {})]
+        return [
+            (b"", {}),
+            (b"", JSON),
+            (b'{"prompt": "an apple", "num_inference_steps": 1}', JSON),
+            (
+                b'{"prompt": "an apple", "num_inference_steps": 1}',
+                {**JSON, "Idempotency-Key": self._source.choice("abc")},
+            ),
+            (b'{"prompt": "a pear", "timeout_s": 0}', JSON),
+            (b'{"prompt": "' + self.word().encode() + b'"', JSON),
+            (b'{"prompt": "x"}', {"Content-Type": "text/plain"}),
+            (b"x" * (MAX_BODY_BYTES + 1), JSON),
+        ]
+
+    def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> None:
+        """One request; an answer without end is left after its beginning, one that is refused may be cut short."""
+        headers = headers | {f"X-{self._source.randrange(10**9)}": "x", "traceparent": self.word()}
+        headers |= {"User-Agent": self.word()}
+        with (
+            suppress(httpx.TransportError),
+            self._client.stream(method, path, content=body, headers=headers) as response,
+        ):
+            if "event-stream" not in response.headers.get("content-type", ""):
+                response.read()
+
+
+def test_no_request_adds_a_series(small: Server) -> None:
+    """After one round of every route, method and kind of body; and there are not too many."""
+    done = small.generate(params={"wait": 60}, expect=200, num_inference_steps=1)["job_id"]
+    source = random.Random(7)
+    with small.held():
+        running = small.start(**LONG)["job_id"]
+        visitor = Visitor(small, source, [done, running])
+        for _ in range(6):  # empty, filling and full queue
+            for method, path in product(METHODS, visitor.paths()):
+                for body, headers in visitor.bodies(method):
+                    if (method, path) != ("DELETE", f"/jobs/{running}"):
+                        visitor.send(method, path, body, headers)
+        before = series(small)
+        for _ in range(REQUESTS):
+            method, path = source.choice(METHODS), source.choice(visitor.paths())
+            if source.random() < 0.3:
+                method, path = "POST", "/generate"
+            if (method, path) != ("DELETE", f"/jobs/{running}"):
+                visitor.send(method, path, *source.choice(visitor.bodies(method)))
+        assert series(small) - before == set()
+    assert len(before) <= MOST_SERIES
+
+
+def test_a_made_up_method_is_refused(small: Server) -> None:
+    """And is no label."""
+    response = small.client.request("PROPFIND", "/jobs")
+    assert response.status_code == 501
+    assert response.headers["content-type"] == "application/problem+json"
+    assert not any("PROPFIND" in each for each in series(small))

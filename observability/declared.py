@@ -6,8 +6,10 @@ from enum import StrEnum
 from itertools import product
 from math import prod
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics import MetricWrapperBase
+
+from observability.histogram import Histogram
 
 PREFIX = "safelight_"
 
@@ -60,13 +62,20 @@ class Declarations:
         self._remember(made, Declared(PREFIX + name, "gauge", text, labels))
         return made
 
-    def histogram(self, name: str, text: str, buckets: Sequence[float], labels: Labels = NO_LABELS) -> Histogram:
-        """A histogram; a bucket's bound is the largest value that it counts."""
-        made = Histogram(PREFIX + name, text, list(labels), buckets=buckets, registry=self._registry)
-        self._remember(made, Declared(PREFIX + name, "histogram", text, labels, tuple(buckets)))
+    def histogram(
+        self,
+        name: str,
+        text: str,
+        buckets: Sequence[float],
+        labels: Labels = NO_LABELS,
+        first: Series | None = None,
+    ) -> Histogram:
+        """A histogram; a bucket's bound is the largest value that it counts. Only `first` exist from the start."""
+        made = Histogram(PREFIX + name, text, labels, buckets, self._registry)
+        self._remember(made, Declared(PREFIX + name, "histogram", text, labels, tuple(buckets)), first)
         return made
 
-    def _remember(self, made: MetricWrapperBase, declared: Declared, series: Series | None = None) -> None:
+    def _remember(self, made: MetricWrapperBase | Histogram, declared: Declared, series: Series | None = None) -> None:
         self.declared.append(declared)
         if declared.labels:
             for values in product(*declared.labels.values()) if series is None else series:

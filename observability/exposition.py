@@ -2,21 +2,23 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import ThreadingWSGIServer, choose_encoder
+from prometheus_client.exposition import choose_encoder
 
 from observability.declared import Declarations
+from observability.encoding import Encoder
 from observability.logs import set_level
 
 MAX_LEVEL_BYTES = 100
+IDLE_SECONDS = 120.0  # a connection without requests is closed
+NOT_FOUND = b"there are GET /metrics and PUT /debug/log-level\n"
 SCRAPE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-
-StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 def bracketed(host: str) -> str:
@@ -30,6 +32,7 @@ class Exposition:
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.perf_counter) -> None:
         self._registry = registry
         self._clock = clock
+        self._encoder = Encoder()
         make = Declarations(registry)
         self._seconds = make.histogram("scrape_duration_seconds", "Time to write all metrics.", SCRAPE_SECONDS)
         self._series = make.gauge("scrape_series", "Series in the last scrape.")
@@ -38,38 +41,31 @@ class Exposition:
     def render(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type: text or OpenMetrics, as the Accept header asks."""
         began = self._clock()
-        encoder, content_type = choose_encoder(accept)
-        text = encoder(self._registry)
-        self._series.set(sum(not line.startswith(b"#") for line in text.splitlines()))
+        _, content_type = choose_encoder(accept)
+        encode = self._encoder.openmetrics if "openmetrics" in content_type else self._encoder.text
+        metrics = list(self._registry.collect())
+        text = encode(metrics)
+        self._series.set(sum(len(each.samples) for each in metrics))
         self._seconds.observe(self._clock() - began)
         return text, content_type
 
 
-class _Handler(WSGIRequestHandler):
-    """One that keeps its requests out of the log."""
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
-        """Say nothing."""
-
-
-class _Server6(ThreadingWSGIServer):
+class _Server6(ThreadingHTTPServer):
     address_family = socket.AF_INET6
 
 
 class MetricsServer:
     """`GET /metrics` and `PUT /debug/log-level` on a port of their own.
 
-    Each request has its own thread, and none of them is the event loop's. `on_level` is told a new level of the log.
+    Each connection has its own thread, and none of them is the event loop's. `on_level` is told a new level of the log.
     Raises `OSError` when the address cannot be used.
     """
 
     def __init__(
         self, exposition: Exposition, host: str, port: int, on_level: Callable[[str], None] = lambda _level: None
     ) -> None:
-        self._exposition = exposition
-        self._on_level = on_level
-        family = _Server6 if ":" in host else ThreadingWSGIServer
-        self._server = make_server(host, port, self._answer, family, _Handler)
+        server = _Server6 if ":" in host else ThreadingHTTPServer
+        self._server = server((host, port), partial(_Handler, exposition, on_level))
         self.port: int = self._server.server_port
         Thread(target=self._server.serve_forever, name="safelight-metrics", daemon=True).start()
 
@@ -78,27 +74,62 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        content_type = "text/plain; charset=utf-8"
-        if path == "/metrics" and method in ("GET", "HEAD"):
-            status = "200 OK"
-            body, content_type = self._exposition.render(environ.get("HTTP_ACCEPT", ""))
-        elif path == "/debug/log-level" and method == "PUT":
-            status, body = self._set_log_level(environ)
-        else:
-            status, body = "404 Not Found", b"there are GET /metrics and PUT /debug/log-level\n"
-        start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
-        return [b"" if method == "HEAD" else body]
 
-    def _set_log_level(self, environ: Mapping[str, Any]) -> tuple[str, bytes]:
-        """As the body says, in one word."""
-        length = environ.get("CONTENT_LENGTH") or "0"
-        body = environ["wsgi.input"].read(min(int(length), MAX_LEVEL_BYTES)) if length.isdecimal() else b""
-        level = body.decode("ascii", "replace").strip().lower()
+class _Handler(BaseHTTPRequestHandler):
+    """The requests of one connection, which is kept open: Prometheus comes again."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_SECONDS
+    disable_nagle_algorithm = True
+
+    def __init__(self, exposition: Exposition, on_level: Callable[[str], None], *args: Any) -> None:
+        self._exposition = exposition
+        self._on_level = on_level
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        if self._path != "/metrics":
+            self._answer(404, NOT_FOUND)
+            return
+        self._answer(200, *self._exposition.render(self.headers.get("Accept", "")))
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        """Set the log's level as the body says, in one word."""
+        level = self._word()
+        if self._path != "/debug/log-level":
+            self._answer(404, NOT_FOUND)
+            return
         try:
             set_level(level)
         except ValueError as error:
-            return "400 Bad Request", f"the level {error}\n".encode()
+            self._answer(400, f"the level {error}\n".encode())
+            return
         self._on_level(level)
-        return "200 OK", f"{level}\n".encode()
+        self._answer(200, f"{level}\n".encode())
+
+    def _word(self) -> str:
+        """The body; of one that is too long, or as long as it likes, nothing."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MAX_LEVEL_BYTES:
+            self.close_connection = True  # what follows here is no request
+            return ""
+        return self.rfile.read(int(length)).decode("ascii", "replace").strip().lower()
+
+    @property
+    def _path(self) -> str:
+        return self.path.partition("?")[0]
+
+    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
+        """Say nothing: the log is for other requests."""

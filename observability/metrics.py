@@ -47,6 +47,7 @@ class RequestMetrics:
             "Time from acceptance to completion of completed requests.",
             REQUEST_SECONDS,
             {"work_class": WorkClass, "source": Source},
+            first=[(each, Source.USER) for each in WorkClass],  # the probe has its own, and most often there is none
         )
         self.wait = make.histogram(
             "queue_wait_seconds", "Time from acceptance to the first batch.", WAIT_SECONDS, {"priority": Priority}

@@ -23,7 +23,7 @@ from observability.gpu_facts import FACTS, UNSUPPORTED, own_memory
 from observability.labels import NvmlState
 
 DEADLINE_SECONDS = 1.0
-MOST_AGE_SECONDS = 60.0  # of what a slow driver told late
+MOST_AGE_SECONDS = 60.0  # of what a slow driver told late, and of there being none
 XID_WAIT_MILLISECONDS = 1000
 XID_RETRY_SECONDS = 10.0
 # Those of https://docs.nvidia.com/deploy/xid-errors that say what to do; any other is told as `other`.
@@ -227,7 +227,12 @@ class NvmlCollector(Collector):
         yield from (watched, xids)
 
     def _within_deadline(self) -> Reading:
-        """What is read now; of a driver that is always late, what it told last."""
+        """What is read now; of a driver that is always late, what it told last.
+
+        A library that is not there is not looked for at every scrape.
+        """
+        if self._last.state is NvmlState.NO_LIBRARY and self._clock() - self._ended < MOST_AGE_SECONDS:
+            return self._last
         with self._lock:
             if self._pending is None or self._pending.done():
                 self._pending = Future()

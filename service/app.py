@@ -40,6 +40,7 @@ from service.engine.fake import SCHEME
 from service.engine.policy import ORDERS
 from service.engine.process import ProcessEngine
 from service.errors import StartupError
+from service.garbage import forget_garbage
 from service.jobs.board import Board
 from service.jobs.delivery import Delivery
 from service.jobs.estimate import Estimator
@@ -176,6 +177,7 @@ class Service:
         recovered = await self._jobs.recover()
         if recovered:
             log.info("%d unfinished jobs of an earlier run are queued again", recovered)
+        forget_garbage()
 
     async def drain(self) -> None:
         """Refuse new work, let running work finish within the setting, leave the rest queued for the next start."""

@@ -23,6 +23,7 @@ M_MMAP_THRESHOLD = -3
 NEVER = (1 << 31) - 1
 
 TRIM_SECONDS = 60.0
+NICENESS = 10
 
 
 def quieten() -> None:
@@ -50,6 +51,15 @@ def _trim(malloc_trim: Callable[[int], int]) -> None:
     while True:
         time.sleep(TRIM_SECONDS)
         malloc_trim(0)
+
+
+def give_way(settings: EngineSettings) -> None:
+    """Where the model runs on the CPU, on all of it: let whoever answers requests meanwhile go first.
+
+    Threads that are made later do the same. A thread that feeds a GPU gives way to nobody.
+    """
+    if choose_device(settings).type == "cpu" and hasattr(os, "nice"):
+        os.nice(NICENESS)
 
 
 def choose_device(settings: EngineSettings) -> torch.device:

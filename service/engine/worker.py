@@ -22,6 +22,7 @@ from service.engine.policy import ORDERS
 from service.engine.profiling import profile_by_batch, profile_by_step
 from service.engine.window_loop import WindowLoop
 from service.errors import StartupError
+from service.garbage import forget_garbage
 from service.settings import EngineSettings
 
 # Read by the libraries when they are imported.
@@ -68,9 +69,12 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     from service.engine import families
     from service.engine.pipeline import LoadedPipeline, PipelineModel
     from service.engine.stepwise import StepwiseModel
+    from service.engine.torch_setup import give_way
 
     began = time.monotonic()
+    give_way(settings)
     loaded = LoadedPipeline(settings)
+    forget_garbage()
     faults = Faults(settings.faults or "")
     family = families.of(loaded)
     if settings.batching is not Batching.CONTINUOUS or family is None:

@@ -1,14 +1,28 @@
 """Scrapes over a real socket, on a port of their own."""
 
 import logging
+import re
+import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Enum,
+    Gauge,
+    Histogram,
+    Info,
+    Summary,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from observability.encoding import Encoder
 from observability.exposition import Exposition, MetricsServer
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -45,6 +59,25 @@ def test_scrape_tells_of_the_one_before(client: httpx.Client) -> None:
     assert second["safelight_scrape_series"] >= len(first)
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_scrapes_are_written_as_by_the_library(is_open: bool) -> None:
+    """Byte for byte: every kind of metric, labels and help that have to be escaped, numbers, exemplars."""
+    disable_created_metrics()  # as the service does
+    registry = CollectorRegistry()
+    odd = 'a"b\\c\nd é'
+    Counter("pears_total", odd, ["kind"], registry=registry).labels(odd).inc(2e9, exemplar={"trace_id": "1f"})
+    Gauge("depth", "Depth.", ["z", "a"], unit="metres", registry=registry).labels("1", "2").set(float("-inf"))
+    Gauge("none", "None.", registry=registry).set(float("nan"))
+    Info("model", "Model.", registry=registry).info({"name": odd})
+    Enum("state", "State.", states=["up", "down"], registry=registry)
+    Summary("size", "Size.", registry=registry).observe(0.1)
+    Histogram("age", "Age.", ["of"], registry=registry).labels("it").observe(1e-7, {"trace_id": "2e", "span_id": odd})
+    encoder = Encoder()
+    for _ in range(2):
+        written = (encoder.openmetrics if is_open else encoder.text)(registry.collect())
+        assert written == (openmetrics_latest if is_open else generate_latest)(registry)
+
+
 def test_openmetrics_is_served_when_asked_for(client: httpx.Client) -> None:
     """The official parser reads it."""
     response = client.get("/metrics", headers={"Accept": OPENMETRICS})
@@ -56,7 +89,7 @@ def test_openmetrics_is_served_when_asked_for(client: httpx.Client) -> None:
 def test_there_is_nothing_but_metrics(client: httpx.Client) -> None:
     """What is not there is not found; a HEAD has no body."""
     assert client.get("/").status_code == 404
-    assert client.post("/metrics").status_code == 404
+    assert client.post("/metrics").status_code == 501
     head = client.head("/metrics")
     assert (head.status_code, head.content) == (200, b"")
 
@@ -73,10 +106,26 @@ def test_the_log_level_can_be_changed(client: httpx.Client, levels: list[str]) -
             assert refused.status_code == 400
             assert "debug, info, warning, error" in refused.text
         assert log.level == logging.DEBUG
+        chunks = iter([b"war", b"ning"])  # without its length
+        assert client.put("/debug/log-level", content=chunks).status_code == 400
+        assert client.put("/metrics", content="debug").status_code == 404
         assert client.get("/debug/log-level").status_code == 404
         assert levels == ["debug"]
     finally:
         log.setLevel(before)
+
+
+def test_a_connection_is_kept(client: httpx.Client) -> None:
+    """As Prometheus does; what is refused does not end it."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
+        answers = connection.makefile("rb")
+        for path, status in (("/metrics", 200), ("/nothing", 404), ("/metrics?again", 200)):
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head = b"".join(iter(answers.readline, b"\r\n"))
+            length = re.search(rb"Content-Length: (\d+)", head)
+            assert length
+            assert head.startswith(f"HTTP/1.1 {status} ".encode())
+            answers.read(int(length[1]))
 
 
 def test_metrics_can_be_served_on_an_ipv6_address() -> None:

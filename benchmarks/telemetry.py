@@ -1,20 +1,24 @@
 """What telemetry costs. Exits with status 1 if a bar is missed.
 
 Part `events`: processor time of each consumer for the events of a full batch, against that of a denoising step. Part
-`throughput`: services with all telemetry on (every trace exported, to a collector that takes them, one that refuses and
-one that hangs), against one without any, in turns and frozen between, until the 95 % interval of the ratio is narrow
-enough. Part `scrape`: how long scrapes take while the engine is saturated, and how soon the API answers meanwhile.
+`throughput`: a service with all telemetry on, every trace exported, against the same process with all of it switched
+off, in turns until the 95 % interval of the ratio is narrow enough; with a collector that takes the traces, one that
+refuses them and one that hangs. Part `scrape`: how long scrapes take while the engine is saturated, and how soon the
+API answers meanwhile.
 """
 
 import argparse
 import json
 import math
+import os
 import re
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,12 +28,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.event_cost import part_events
-from benchmarks.harness import ClosedLoop, Service, service
+from benchmarks.harness import ClosedLoop, Service, open_loop, service
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, all_at_once
 
 PARTS = ("events", "throughput", "scrape")
 BATCH = 8
+SHORT = replace(MIXES["uniform"], steps=(8,))  # more events a second than of 20 steps, and turns that are sooner over
 PICTURES = 16  # of one turn of one service
 WARM_TURNS = 2
 LEAST_TURNS, MOST_TURNS = 10, 300
@@ -41,7 +46,7 @@ SCRAPE_BAR = 0.02
 PAUSE_SECONDS = 0.05
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 REFUSES = "http://127.0.0.1:9"
-OFF = "off"
+SETTLE_SECONDS = 2.0  # more than spans wait for others before they are sent
 
 
 @contextmanager
@@ -77,48 +82,58 @@ def interval(logs_of_ratios: Sequence[float]) -> tuple[float, float, float]:
 
 
 def part_throughput(model: str) -> tuple[list[Check], dict[str, Any]]:
-    """Pictures a second with telemetry over those without; each service is scraped once a turn."""
+    """Pictures a second with telemetry over those of the same process without."""
     with ExitStack() as stack:
-        on = {"trace_ratio": 1.0, "metrics_port": 0, "log_format": "json"}
         hung = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1000))  # takes, and never answers
         collectors = {
-            "on": stack.enter_context(collector()),
+            "collector takes": stack.enter_context(collector()),
             "collector refuses": REFUSES,
             "collector hangs": f"http://127.0.0.1:{hung.getsockname()[1]}",
         }
-        settings = {name: {**on, "otlp_endpoint": url} for name, url in collectors.items()}
-        requests = all_at_once(MIXES["uniform"], 10 * PICTURES, "telemetry")
-        loops, scraped = {}, {}
-        for name, given in {OFF: {"log_level": "error", "metrics_port": 0}, **settings}.items():
-            module = "benchmarks.silent" if name == OFF else "service"
-            started = stack.enter_context(service(model, {"slots": f"128x128={BATCH}", **given}, module))
-            scraped[name] = metrics_of(started)
-            loops[name] = stack.enter_context(ClosedLoop(started, requests, PICTURES))
-        ratios: dict[str, list[float]] = {name: [] for name in settings}
+        given = {"slots": f"128x128={BATCH}", "trace_ratio": 1.0, "metrics_port": 0, "log_format": "json"}
+        targets = {
+            name: stack.enter_context(service(model, {**given, "otlp_endpoint": url}, "benchmarks.switched"))
+            for name, url in collectors.items()
+        }
+        ratios: dict[str, list[float]] = {name: [] for name in targets}
         found: dict[str, tuple[float, float, float]] = {}
         for turn in range(MOST_TURNS + WARM_TURNS):
-            seconds = {}
-            for name in list(loops) if turn % 2 else list(reversed(loops)):
-                scrape = threading.Thread(target=scraped[name].get, args=("/metrics",))
-                scrape.start()
-                seconds[name] = loops[name].seconds(PICTURES)
+            for name, target in targets.items():
+                seconds = {
+                    is_on: block_seconds(target, is_on, turn) for is_on in ((True, False), (False, True))[turn % 2]
+                }
+                if turn >= WARM_TURNS:
+                    ratios[name].append(math.log(seconds[False] / seconds[True]))
             if turn < WARM_TURNS:
                 continue
-            for name, values in ratios.items():
-                values.append(math.log(seconds[OFF] / seconds[name]))
             found = {name: interval(values) for name, values in ratios.items()}
             told = ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (_, low, high) in found.items())
             print(f"turn {turn - WARM_TURNS + 1}: {told}", file=sys.stderr, flush=True)
             if turn > LEAST_TURNS and all(high - low <= 2 * INTERVAL for _, low, high in found.values()):
                 break
     checks = []
-    print(f"throughput with telemetry over that without, {len(ratios['on'])} turns of {PICTURES} pictures each:")
+    print(
+        f"throughput with telemetry over that without, {turn - WARM_TURNS + 1} pairs of {2 * PICTURES} pictures each:"
+    )
     for name, (middle, low, high) in found.items():
         print(f"  {name:<20}{middle:.3f}, 95 % interval {low:.3f} to {high:.3f}")
         checks.append(Check(f"throughput with telemetry over that without, middle ({name})", middle, MIDDLE_BAR))
         checks.append(Check(f"the same, lower end ({name})", low, LOW_BAR))
         checks.append(Check(f"the same, half the width ({name})", (high - low) / 2, INTERVAL, most=True))
     return checks, {"log_ratios": ratios}
+
+
+def block_seconds(target: Service, is_on: bool, turn: int) -> float:
+    """Seconds until `PICTURES` requests that come at once are answered; with telemetry, one scrape is among them."""
+    os.kill(target.pid, signal.SIGUSR2 if is_on else signal.SIGUSR1)
+    time.sleep(SETTLE_SECONDS)
+    requests = all_at_once(SHORT, PICTURES, f"telemetry {turn} {is_on}")
+    with ThreadPoolExecutor(1) as pool:
+        scrape = pool.submit(metrics_of(target).get, "/metrics") if is_on else None
+        seconds = max(open_loop(target, requests))
+        if scrape is not None:
+            scrape.result()
+    return seconds
 
 
 def metrics_of(target: Service) -> Service:

@@ -99,6 +99,8 @@ PEERS: dict[str, dict[str, str]] = {
         "inference duration": "request_duration_seconds",
     },
 }
+ABSENT = """Not here: Ray Serve's autoscaling target and desired replicas, since one process scales nothing; TGI's
+validation duration, which is that of the HTTP requests answered 422."""
 
 
 def declared() -> dict[str, tuple[Declared, ...]]:
@@ -142,6 +144,7 @@ def text() -> str:
     pairs = [(peer, theirs, ours) for peer, metrics_ in PEERS.items() for theirs, ours in metrics_.items()]
     peers = [(f"{peer}: {theirs}", f"`{PREFIX}{ours}`") for peer, theirs, ours in pairs]
     parts += ["## Coming from another server", _table(("their metric", "here"), peers)]
+    parts.append(ABSENT)
     return "\n\n".join(parts) + "\n"
 
 

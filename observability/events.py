@@ -104,16 +104,17 @@ class RequestStarted:
 class RequestFinished:
     """An accepted request reached its one terminal state, `seconds` after it was accepted; `detail` says why it failed.
 
-    By then its computation had made `steps_done` steps, whose share of the time of batches is `batch_seconds`. What of
-    that this request accounts for is `paid_seconds`: of completed requests that shared one computation, one pays it
-    all. `timings` are the seconds of its stages; of one that did not complete, at most of the first. A `cached` one was
-    not made at all.
+    By then its computation, `flight`, had made `steps_done` steps, whose share of the time of batches is
+    `batch_seconds`. What of that this request accounts for is `paid_seconds`: of completed requests that shared one
+    computation, one pays it all. `timings` are the seconds of its stages, which that computation may have made before
+    this request joined it; of one that did not complete, at most of the first. A `cached` one was not made at all.
     """
 
     request: Request
     outcome: Outcome
     reason: Reason
     seconds: float
+    flight: str | None = None
     cached: bool = False
     steps_done: int = 0
     batch_seconds: float = 0.0
@@ -124,7 +125,7 @@ class RequestFinished:
 
 @dataclass(frozen=True, slots=True)
 class StageFinished:
-    """One stage of one batch (engine stages) or of the pictures of one `flight` (encode, store) took `seconds`."""
+    """One stage took `seconds`: of a batch, of which `flight` is one (encoding of text, decoding), or of that alone."""
 
     stage: Stage
     seconds: float

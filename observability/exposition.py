@@ -1,6 +1,8 @@
 """What a scrape gets, and a server for it, and for the log's level, whose thread is not the API's."""
 
+import logging
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +16,8 @@ from prometheus_client.exposition import choose_encoder
 from observability.declared import Declarations
 from observability.encoding import Encoder
 from observability.logs import set_level
+
+log = logging.getLogger("safelight.metrics")
 
 MAX_LEVEL_BYTES = 100
 IDLE_SECONDS = 120.0  # a connection without requests is closed
@@ -50,7 +54,12 @@ class Exposition:
         return text, content_type
 
 
-class _Server6(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.warning("a scrape was not answered", exc_info=sys.exception())
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -64,7 +73,7 @@ class MetricsServer:
     def __init__(
         self, exposition: Exposition, host: str, port: int, on_level: Callable[[str], None] = lambda _level: None
     ) -> None:
-        server = _Server6 if ":" in host else ThreadingHTTPServer
+        server = _Server6 if ":" in host else _Server
         self._server = server((host, port), partial(_Handler, exposition, on_level))
         self.port: int = self._server.server_port
         Thread(target=self._server.serve_forever, name="safelight-metrics", daemon=True).start()
@@ -88,6 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
+        self.close_connection |= "Content-Length" in self.headers or "Transfer-Encoding" in self.headers  # not read
         if self._path != "/metrics":
             self._answer(404, NOT_FOUND)
             return
@@ -113,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _word(self) -> str:
         """The body; of one that is too long, or as long as it likes, nothing."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_LEVEL_BYTES:
+        if not length.isdecimal() or len(length) > 3 or int(length) > MAX_LEVEL_BYTES:
             self.close_connection = True  # what follows here is no request
             return ""
         return self.rfile.read(int(length)).decode("ascii", "replace").strip().lower()

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     QUEUE_FULL = "queue_full"
     DRAINING = "draining"
     NOT_READY = "not_ready"
+    OVERLOADED = "overloaded"  # the deadline could be met, were it not for those before
     CLIENT_CANCELLED = "client_cancelled"
     DISCONNECTED = "disconnected"
     DEADLINE = "deadline"
@@ -167,6 +168,7 @@ ENDINGS: Mapping[Outcome, tuple[Reason, ...]] = {
     Outcome.EXPIRED: (Reason.DEADLINE,),
     Outcome.REJECTED: (
         Reason.QUEUE_FULL,
+        Reason.OVERLOADED,
         Reason.DEADLINE,
         Reason.NOT_READY,
         Reason.DRAINING,

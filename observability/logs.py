@@ -134,6 +134,7 @@ class RequestLog:
         asked = event.request
         fields: dict[str, object] = {
             "request": asked.id,
+            "flight": event.flight,
             "outcome": event.outcome.value,
             "reason": event.reason.value,
             "source": asked.source.value,
@@ -147,6 +148,7 @@ class RequestLog:
             "seconds": round(event.seconds, 4),
             "steps_done": event.steps_done,
             "batch_seconds": round(event.batch_seconds, 4),
+            "paid_seconds": round(event.paid_seconds, 4),
             "timings": {stage.value: round(seconds, 4) for stage, seconds in event.timings.items()},
         }
         if event.detail is not None:

@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 from observability import events
 from observability.declared import PREFIX, Declarations
 from observability.events import Event
-from observability.labels import FAILURES, Batching, Cache, Outcome, Stage
+from observability.labels import FAILURES, Batching, Cache, Outcome, Source, Stage
 from observability.metrics import EngineMetrics, RequestMetrics, ServiceMetrics
 
 
@@ -97,7 +97,8 @@ class Metrics:
     def _(self, event: events.RequestStarted) -> None:
         asked, seconds = event.request, event.queue_wait
         exemplar = self._exemplar(asked.id, seconds)
-        self._requests.wait.labels(asked.priority).observe(seconds, exemplar)
+        if asked.source is Source.USER:  # what an objective is made of
+            self._requests.wait.labels(asked.priority).observe(seconds, exemplar)
         self._engine.stage_seconds.labels(Stage.QUEUE_WAIT).observe(seconds, exemplar)
 
     @observe.register

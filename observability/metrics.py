@@ -50,7 +50,10 @@ class RequestMetrics:
             first=[(each, Source.USER) for each in WorkClass],  # the probe has its own, and most often there is none
         )
         self.wait = make.histogram(
-            "queue_wait_seconds", "Time from acceptance to the first batch.", WAIT_SECONDS, {"priority": Priority}
+            "queue_wait_seconds",
+            "Users' requests: time from acceptance to the first batch.",
+            WAIT_SECONDS,
+            {"priority": Priority},
         )
         self.depth = make.gauge("queue_depth", "Requests waiting for their first batch.", {"priority": Priority})
         self.limit = make.gauge("queue_limit", "Requests that may wait; one more is refused.")
@@ -88,7 +91,9 @@ class EngineMetrics:
             "Pictures that could not share a batch or step though they were there, by the first field that differs.",
             {"field": BatchField},
         )
-        self.step_seconds = make.histogram("step_duration_seconds", "Time of one denoising step.", STEP_SECONDS)
+        self.step_seconds = make.histogram(
+            "step_duration_seconds", "Time of one denoising step, to where the device has ended it.", STEP_SECONDS
+        )
         self.steps = make.counter("steps_total", "Denoising steps, counted once a picture.")
         self.last_step = make.gauge("engine_last_step_timestamp_seconds", "Unix time of the last denoising step, or 0.")
         self.stage_seconds = make.histogram(

@@ -56,6 +56,10 @@ def _context(span: ReadableSpan) -> SpanContext:
     return context
 
 
+def _is_error(span: ReadableSpan) -> bool:
+    return span.status.status_code is StatusCode.ERROR
+
+
 class Outbox:
     """Hands spans to an exporter from a thread of its own. What it cannot take or deliver is lost, and told of."""
 
@@ -86,7 +90,9 @@ class Outbox:
         self._thread.join(seconds / 2)
         self._exporter.shutdown()
         if self._thread.is_alive():
-            log.warning("leaving without about %d spans that the collector has not taken", self._queue.qsize())
+            left = self._queue.qsize()
+            self._on_lost(SpanLoss.QUEUE_FULL, left)
+            log.warning("leaving without about %d spans that the collector has not taken", left)
 
     def _run(self) -> None:
         is_over = False
@@ -185,11 +191,10 @@ class TailSampling(SpanProcessor):
 
     def _is_reason(self, span: ReadableSpan) -> bool:
         seconds = ((span.end_time or 0) - (span.start_time or 0)) / 1e9
-        is_error = span.status.status_code is StatusCode.ERROR
-        return self._policy.keeps(_context(span).trace_id, is_error, seconds)
+        return self._policy.keeps(_context(span).trace_id, _is_error(span), seconds)
 
     def _close_batch(self, batch: _Batch, links: Iterable[int]) -> None:
-        is_kept = any(self._decisions.get(each, False) for each in links)
+        is_kept = any(self._decisions.get(each, False) for each in links) or any(map(_is_error, batch.spans))
         if is_kept or not batch.undecided:
             self._settle(batch, is_kept)
             return

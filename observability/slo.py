@@ -15,8 +15,8 @@ from observability.metrics import REQUEST_SECONDS, WAIT_SECONDS
 
 FILE = Path(__file__).with_name("slo.yaml")
 
-# Cancelled requests are neither: their clients did not want them any more. Nor are those refused because they would not
-# be done in the time that their clients gave.
+# Cancelled requests are neither: their clients did not want them any more. Nor are those refused because even
+# alone they would take longer than their clients gave.
 GOOD = ((Outcome.COMPLETED, Reason.NONE),)
 BAD = tuple(
     (outcome, reason)

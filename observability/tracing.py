@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
+from itertools import islice
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -56,13 +57,9 @@ class _Run:
 
     span: Span
     requests: set[str] = field(default_factory=set)  # that have not ended
-    links: int = 0
+    links: int = 0  # to requests that joined later
     steps: int = 0
     last_step: int = 0
-
-    @property
-    def is_long(self) -> bool:
-        return self.steps >= MAX_RUN_STEPS or self.links >= MAX_LINKS
 
 
 class Tracing:
@@ -159,7 +156,8 @@ class Tracing:
         for each in present:
             request = self._requests[each]
             request.first_step, request.last_step = request.first_step or began, now
-        if (run := self._runs.get(event.size)) is not None and run.is_long:
+        run = self._runs.get(event.size)
+        if run is not None and (run.steps >= MAX_RUN_STEPS or run.links >= MAX_LINKS):
             self._end_run(event.size)
             run = None
         if run is None:
@@ -191,10 +189,14 @@ class Tracing:
         for size in list(self._runs):
             self._runs[size].span.set_status(Status(StatusCode.ERROR, "the engine was lost"))
             self._end_run(size)
+        for request in self._requests.values():
+            if request.first_step:  # what was done is lost
+                request.span.add_event("engine_lost", timestamp=self._now())
+                request.first_step = request.last_step = 0
 
     def _begin_run(self, event: events.BatchStepped, requests: Iterable[str], began: int) -> _Run:
         width, height = event.size
-        links = [Link(self._requests[each].context) for each in requests]
+        links = [Link(self._requests[each].context) for each in islice(requests, MAX_LINKS)]
         attributes: Attributes = {"safelight.width": width, "safelight.height": height}
         return _Run(self._tracer.start_span("batch", Context(), attributes=attributes, links=links, start_time=began))
 
@@ -204,8 +206,8 @@ class Tracing:
         context = run.span.get_span_context()
         request.runs[context.span_id] = context
         run.requests.add(name)
-        run.links += 1
         if run.steps:
+            run.links += 1
             run.span.add_link(request.context)
 
     def _end_run(self, size: Size) -> None:
@@ -255,11 +257,11 @@ class Tracing:
         One that joined a computation when its steps were made already has only what came after that.
         """
         nanoseconds = {stage: int(seconds * NANOSECONDS) for stage, seconds in timings.items()}
-        if Stage.QUEUE_WAIT in nanoseconds:
-            started = request.accepted + nanoseconds[Stage.QUEUE_WAIT]
+        encoded = max(request.accepted, (request.first_step or now) - nanoseconds.get(Stage.TEXT_ENCODE, 0))
+        if Stage.QUEUE_WAIT in nanoseconds:  # of which an earlier process may have seen the beginning
+            started = min(request.accepted + nanoseconds[Stage.QUEUE_WAIT], encoded)
             self._child(request.span, Stage.QUEUE_WAIT.value, request.accepted, started)
         if request.first_step:
-            encoded = max(request.accepted, request.first_step - nanoseconds.get(Stage.TEXT_ENCODE, 0))
             if Stage.TEXT_ENCODE in nanoseconds:
                 self._child(request.span, Stage.TEXT_ENCODE.value, encoded, request.first_step)
             links = list(request.runs.values())

@@ -35,7 +35,6 @@ from observability.tracing import Tracing
 from service.api import generate, jobs, operations, problems, slo, streams
 from service.api.state import Services
 from service.engine import loading
-from service.engine.contract import LogLevel
 from service.engine.fake import SCHEME
 from service.engine.policy import ORDERS
 from service.engine.process import ProcessEngine
@@ -113,7 +112,7 @@ class Service:
         if port is None:
             return None
         try:
-            return MetricsServer(self._exposition, host, port, lambda level: self._engine.send(LogLevel(level)))
+            return MetricsServer(self._exposition, host, port, self._engine.set_log_level)
         except OSError as error:
             detail = f"SAFELIGHT_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
             raise StartupError(detail) from error
@@ -192,7 +191,6 @@ class Service:
 
     async def _stop(self) -> None:
         self._jobs.stop()
-        self._observer.observe(ServiceStopped())
         self._xids.stop()
         if self.metrics_server is not None:
             await asyncio.to_thread(self.metrics_server.close)
@@ -202,6 +200,7 @@ class Service:
             os._exit(1)  # an orderly exit would wait for the threads that write
         await asyncio.to_thread(self._delivery.close)
         await asyncio.to_thread(self._database.close)
+        self._observer.observe(ServiceStopped())
         await asyncio.to_thread(self._provider.shutdown)
 
     async def _purge_now_and_then(self) -> None:

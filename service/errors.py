@@ -56,9 +56,13 @@ class Unavailable(SafelightError):
 
 
 class DeadlineUnreachable(Unavailable):
-    """By what the engine has to do already, the job could not finish in the time that it was given."""
+    """Even alone the job could not finish in the time that it was given."""
 
     title = "Deadline cannot be met"
+
+
+class Overloaded(DeadlineUnreachable):
+    """By what the engine has to do already, the job could not finish in the time that it was given."""
 
 
 class StartupError(SafelightError):

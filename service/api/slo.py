@@ -54,7 +54,7 @@ class ObjectivesView(BaseModel):
 
 @router.get("/slo", summary="The objectives, and how well this process has kept them")
 async def slo(services: ServicesDep) -> ObjectivesView:
-    """Since it started, by its own metrics. Requests of the probe do not count, but for the wait in the queue."""
+    """Since it started, by its own metrics. Requests of the probe do not count."""
     profile, objectives, samples = services.settings.slo_profile, services.objectives, services.indicators()
     return ObjectivesView(
         profile=profile,

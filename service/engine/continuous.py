@@ -132,7 +132,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         ended = self._clock()
         for task_id in {each.picture.task_id for each in newcomers} & self._tasks.keys():
             self._tasks[task_id].encoded(now, ended)
-        self._observe(StageFinished(Stage.TEXT_ENCODE, ended - now))
+        self._observe(StageFinished(Stage.TEXT_ENCODE, ended - now, newcomers[0].picture.task_id))
         return found_free_slots
 
     def _encode(self, pictures: Sequence[Picture]) -> Sequence[R]:
@@ -254,12 +254,12 @@ class ContinuousLoop(EngineLoop, Generic[R]):
             elif task_id in self._tasks:
                 self._tasks[task_id].keep(each.picture.index, pixels, each.row.truncated)
         ended = self._clock()
-        self._observe(StageFinished(Stage.VAE_DECODE, ended - began))
+        self._observe(StageFinished(Stage.VAE_DECODE, ended - began, batch[0].picture.task_id))
         for task_id in {each.picture.task_id for each in batch} & self._tasks.keys():
             task = self._tasks[task_id]
             if task.is_complete:
                 task.decoded(ended)
-                self._observe(StageFinished(Stage.DENOISE, task.timings[Stage.DENOISE]))
+                self._observe(StageFinished(Stage.DENOISE, task.timings[Stage.DENOISE], task_id))
                 self._finish(task_id)
 
     # What goes wrong

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from service.engine import worker
-from service.engine.contract import Command, LoadFailed, Lost, Message
+from service.engine.contract import Command, LoadFailed, LogLevel, Lost, Message
 from service.settings import EngineSettings
 
 log = logging.getLogger("safelight.engine")
@@ -74,6 +74,11 @@ class ProcessEngine:
         process.join(timeout=10)
         if not self._stopping and not load_failed:
             on_message(Lost(process.exitcode))
+
+    def set_log_level(self, level: str) -> None:
+        """Of the process that runs, and of any that is started after it. `level` is one that the settings may name."""
+        self._settings = self._settings.model_copy(update={"log_level": level})
+        self.send(LogLevel(level))
 
     def send(self, command: Command) -> None:
         """Hand over a command; it is dropped when the process is gone, which `Lost` has told or will tell."""

@@ -70,7 +70,8 @@ class Board:
         if flight is None:
             flight = Flight(job.id, key, job.params, job.priority, job.created_at, self._clock())
             self._flights.add(flight)
-        live = LiveJob(job, self._clock(), flight)
+        age = max(0.0, self._wall() - job.created_at)  # of one that an earlier process recorded; else the recording
+        live = LiveJob(job, self._clock() - age, flight)
         flight.members[job.id] = self._live[job.id] = live
         self._observer.observe(telling.accepted(job, flight.id, recording, result))
         delay = max(0.0, job.expires_at - self._wall())
@@ -83,7 +84,8 @@ class Board:
             flight.priority = job.priority
             self._send(Raise(flight.id, flight.priority))
         self._queue_changed()
-        live.predicted = self.outlook.of(flight)[1]
+        left = self.outlook.of(flight)[1]
+        live.predicted = None if left is None else age + left
         return result
 
     def resubmit(self) -> None:

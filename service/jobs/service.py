@@ -16,7 +16,7 @@ from observability.events import CacheLookedUp, CacheResized, RequestRejected
 from observability.labels import Cache, CacheResult, Reason, Source
 from observability.observer import Observer
 from service.core import Job, JobState
-from service.errors import Conflict, DeadlineUnreachable, NotFound, QueueFull, Unavailable
+from service.errors import Conflict, DeadlineUnreachable, NotFound, Overloaded, QueueFull, Unavailable
 from service.jobs import table, telling
 from service.jobs.board import Board
 from service.jobs.flight import Snapshot
@@ -28,6 +28,7 @@ from service.storage.images import ImageStore
 
 log = logging.getLogger("safelight.jobs")
 
+REASONS = {QueueFull: Reason.QUEUE_FULL, Overloaded: Reason.OVERLOADED, DeadlineUnreachable: Reason.DEADLINE}
 RETRY_SECONDS = 5
 
 
@@ -75,11 +76,8 @@ class JobService:
             if self.is_draining:
                 raise Unavailable("the service is shutting down", retry_after=RETRY_SECONDS)
             return await self._accept(order)
-        except QueueFull:
-            self.reject(order.source, Reason.QUEUE_FULL)
-            raise
-        except DeadlineUnreachable:
-            self.reject(order.source, Reason.DEADLINE)
+        except (QueueFull, DeadlineUnreachable) as error:
+            self.reject(order.source, REASONS[type(error)])
             raise
         except Unavailable:
             self.reject(order.source, Reason.DRAINING if self.is_draining else Reason.STORAGE_ERROR)
@@ -120,8 +118,8 @@ class JobService:
         if seconds is None or seconds <= order.timeout:
             return None
         alone = self._board.outlook.seconds_alone(order.params) or 0.0
-        even = "even alone " if alone > order.timeout else ""
-        return DeadlineUnreachable(
+        kind, even = (DeadlineUnreachable, "even alone ") if alone > order.timeout else (Overloaded, "")
+        return kind(
             f"{even}it would take about {max(alone, seconds):.1f} s, and timeout_s is {order.timeout:g}",
             retry_after=max(1, math.ceil(seconds - order.timeout)),
         )
@@ -175,7 +173,9 @@ class JobService:
         for job in jobs:
             cache_key = None if job.cache_key is None else job.params.cache_key(self._revision)
             self._board.enter(
-                job.but(state=JobState.PENDING, started_at=None, revision=self._revision, cache_key=cache_key)
+                job.but(
+                    state=JobState.PENDING, started_at=None, timings={}, revision=self._revision, cache_key=cache_key
+                )
             )
         return len(jobs)
 

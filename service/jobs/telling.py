@@ -40,6 +40,7 @@ def finished(job: Job, seconds: float, flight: Flight | None = None) -> RequestF
         outcome=Outcome(job.state.value),
         reason=job.reason,
         seconds=seconds,
+        flight=None if flight is None else flight.id,
         cached=job.cached,
         steps_done=0 if flight is None else flight.steps_done,
         batch_seconds=0.0 if flight is None else flight.batch_seconds,

@@ -35,9 +35,13 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(data_dir: Path) -> Non
             assert re.search(r"about \d+\.\d s, and timeout_s is 1", refused.json()["detail"])
             assert refused.json()["detail"].startswith("even alone")
             assert 1 <= int(refused.headers["retry-after"]) <= 60
+            behind = server.client.post("/generate", json={**body, "seed": 4, "timeout_s": 3})
+            assert behind.status_code == 503
+            assert not behind.json()["detail"].startswith("even alone")
             assert server.generate(params={"wait": 0}, expect=200, **body, timeout_s=1)["cached"] is True
             assert server.generate(**body | {"seed": 3}, timeout_s=600)["status"] == "pending"
         assert server.metric("safelight_requests_total", outcome="rejected", reason="deadline", source="user") == 1
+        assert server.metric("safelight_requests_total", outcome="rejected", reason="overloaded", source="user") == 1
         jobs = server.client.get("/jobs").json()["jobs"]
         assert {job["parameters"]["seed"] for job in jobs if job["job_id"] != running["job_id"]} == {1, 3}
         assert done["status"] == "completed"

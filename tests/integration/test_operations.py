@@ -1,6 +1,8 @@
 """What an operator asks the service, over a real socket."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +60,7 @@ def test_metrics_on_a_port_of_their_own_are_nowhere_else(data_dir: Path) -> None
 
 
 def test_the_level_of_the_log_changes_in_both_processes(data_dir: Path) -> None:
-    """The engine's own warning of a failure is told from then on."""
+    """The engine's own warning of a failure is told from then on, also by the engine that follows a lost one."""
     with serving(data_dir, model="fake:?fail=poison", metrics_port=0, log_level="error") as server:
         match = METRICS.search(server.log.read_text())
         assert match is not None, server.log.read_text()
@@ -71,6 +73,14 @@ def test_the_level_of_the_log_changes_in_both_processes(data_dir: Path) -> None:
         assert httpx.put(match[1].replace("/metrics", "/debug/log-level"), content="warning").status_code == 200
         until(tells)
         assert "request failed" in server.log.read_text()
+        told = server.log.read_text().count("a picture of job")
+        os.kill(server.engine(), signal.SIGKILL)
+
+        def tells_again() -> bool:
+            server.client.post("/generate", params={"wait": 60}, json={"prompt": "poison", "cache": False})
+            return server.log.read_text().count("a picture of job") > told
+
+        until(tells_again)
 
 
 def test_metrics_port_that_is_taken_stops_the_start(fake: Server, data_dir: Path) -> None:

@@ -1,12 +1,14 @@
 """What a scrape gets: in order, complete, and bounded whatever anybody sends."""
 
 import random
+import re
 import shutil
 import string
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +20,7 @@ from observability.declared import PREFIX
 from observability.probe import ProbeMetrics
 from service.app import MAX_BODY_BYTES
 from tests.integration.conftest import LONG
-from tests.support.server import Server, serving
+from tests.support.server import Server, serving, until
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "LOCK")
 REQUESTS = 10_000
@@ -59,6 +61,52 @@ def test_every_declared_metric_is_there(small: Server) -> None:
     families = text_string_to_metric_families(small.client.get("/metrics").text)
     found = {family.name + "_total" * (family.type == "counter") for family in families}
     assert {PREFIX + name for name in catalogue.names()} - of_probe - of_gpus <= found
+
+
+QUIET = {  # nothing has gone wrong with what these tell of, or a fake model has no such thing
+    "cache_bytes",
+    "engine_restarts_total",
+    "events_dropped_total",
+    "nvml_available",
+    "nvml_failed_calls",
+    "span_export_errors_total",
+    "spans_dropped_total",
+    "spans_exported_total",
+    "step_peak_memory_bytes",
+    "step_predicted_memory_bytes",
+}
+
+
+def moved(server: Server) -> set[str]:
+    """Metrics with a series that is not zero."""
+    lines = [line for line in server.client.get("/metrics").text.splitlines() if line.startswith(PREFIX)]
+    values = {name: value for name, _, value in (line.rpartition(" ") for line in lines) if float(value)}
+    return {re.sub(r"(_bucket|_count|_sum)?(\{.*)?$", "", name).removeprefix(PREFIX) for name in values}
+
+
+def test_traffic_moves_every_metric(data_dir: Path) -> None:
+    """Each is emitted by the service itself: two sizes, priorities, a failure, memory, a cancel, a repeat, a retry."""
+    model = "fake:?step_ms=2&fail=poison&oom_above=2"
+    settings = {"slots": "64x64=4,64x128=4", "gpu_dollars_per_hour": 2, "model": model}
+    with serving(data_dir, **settings) as server:
+        asked = {"num_inference_steps": 30, "seed": 1}
+        with server.held():
+            low = [server.generate(prompt=f"low {n}", priority="low", **LONG)["job_id"] for n in range(4)]
+            server.generate(prompt="tall", height=128, **asked)
+            found = until(lambda: moved(server) & {"requests_running"} and moved(server))
+            server.generate(prompt="poison", **asked)
+        server.generate(params={"wait": 60}, expect=200, prompt="high", priority="high", **asked)
+        server.generate(params={"wait": 60}, expect=200, prompt="high", **asked)  # from the cache
+        for job_id in low:
+            server.client.delete(f"/jobs/{job_id}")
+        retry = {"X-Stainless-Retry-Count": "1"}
+        server.client.post("/generate", json={"prompt": "again", **asked}, headers=retry)
+        until(lambda: {"event_loop_lag_seconds", "pictures_resumed_total"} <= moved(server))
+        found |= moved(server)
+    of_probe = {each.name.removeprefix(PREFIX) for each in ProbeMetrics(CollectorRegistry()).declared}
+    of_gpus = {name for name in catalogue.names() if name.startswith("gpu_") and name != "gpu_dollars_per_hour"}
+    lucky = {"free_slot_seconds_total"}
+    assert catalogue.names() - found - of_probe - of_gpus - lucky == QUIET
 
 
 class Visitor:

@@ -116,6 +116,16 @@ async def test_what_shares_a_computation_is_told_so(scene: Scene) -> None:
     assert all(Stage.STORE in each.timings for each in scene.ends)
 
 
+async def test_the_time_in_an_earlier_process_counts(scene: Scene) -> None:
+    """For the job that it recorded: from acceptance to the first batch, and to the end."""
+    scene.enter("old", created_at=NOW - 40.0)
+    scene.board.started(["old"])
+    scene.finish("old")
+    await scene.board.settle(60)
+    (started,) = scene.recorder.of(RequestStarted)
+    assert (started.queue_wait, scene.ends[0].seconds) == (40.0, 40.0)
+
+
 @pytest.mark.parametrize("order", ["cancel first", "finish first", "expire first"])
 async def test_a_race_of_ends_has_one_winner(scene: Scene, order: str) -> None:
     """Cancel, expiry and completion at the same moment: one terminal event, and the record agrees with it."""

@@ -4,6 +4,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -126,6 +127,35 @@ def test_a_connection_is_kept(client: httpx.Client) -> None:
             assert length
             assert head.startswith(f"HTTP/1.1 {status} ".encode())
             answers.read(int(length[1]))
+
+
+def test_what_is_not_read_is_no_request(client: httpx.Client) -> None:
+    """After a body that nobody asked for, or of a length that is none, the connection ends."""
+    trouble = (
+        b"GET /metrics HTTP/1.1\r\nContent-Length: 24\r\n\r\nGET /nothing HTTP/1.1\r\n\r\n",
+        b"PUT /debug/log-level HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    )
+    for each in trouble:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
+            connection.sendall(each)
+            with suppress(ConnectionResetError):
+                assert connection.makefile("rb").read().count(b"HTTP/1.1 ") == 1
+    assert client.get("/metrics").status_code == 200
+
+
+def test_a_scrape_that_fails_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing else: the next one is answered."""
+    registry = CollectorRegistry()
+    Gauge("depth", "Depth.", registry=registry).set_function(lambda: 1 / next(numbers))
+    numbers = iter([0, 2])
+    server = MetricsServer(Exposition(registry), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.port}/metrics"
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(url)
+    assert "depth 0.5" in httpx.get(url).text
+    server.close()
+    (line,) = (each for each in caplog.records if each.name == "safelight.metrics")
+    assert line.exc_info is not None
 
 
 def test_metrics_can_be_served_on_an_ipv6_address() -> None:

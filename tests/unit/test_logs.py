@@ -111,9 +111,10 @@ def test_the_end_of_a_request_is_one_line(capsys: pytest.CaptureFixture[str], wi
     """With its stages and the ids of its trace, and the prompt only if asked for."""
     logging.config.dictConfig(logs.config("info", "json"))
     log = logs.RequestLog(lambda request: CONTEXT if request == "a" else None, with_prompts)
-    log.observe(build.finished("a", timings={Stage.DENOISE: 1.23456}, batch_seconds=0.5))
+    log.observe(build.finished("a", timings={Stage.DENOISE: 1.23456}, flight="f", batch_seconds=0.5, paid_seconds=0.0))
     (line,) = written(capsys)
-    assert line["request"] == "a"
+    assert (line["request"], line["flight"]) == ("a", "f")
+    assert (line["batch_seconds"], line["paid_seconds"]) == (0.5, 0.0)
     assert (line["outcome"], line["reason"], line["level"]) == ("completed", "none", "info")
     assert line["timings"] == {"denoise": 1.2346}
     assert (line["trace_id"], line["span_id"]) == (TRACE_ID, SPAN_ID)

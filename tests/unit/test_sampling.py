@@ -155,6 +155,30 @@ def test_a_batch_goes_with_the_first_of_its_requests_that_is_exported(
     assert bench.stopped() == (["batch", "other"] if fails else [])
 
 
+def test_a_batch_with_an_error_of_its_own_is_exported(bench: Bench) -> None:
+    """The engine was lost; its requests were made by the next one."""
+    request = bench.begin("request")
+    batch = bench.begin("batch", links=[request])
+    batch.set_status(StatusCode.ERROR)
+    batch.end(SECOND)
+    request.end(2 * SECOND)
+    bench.begin("slow batch", links=[request]).end(60 * SECOND)
+    assert bench.stopped() == ["batch"]
+
+
+def test_what_the_collector_has_not_taken_in_the_end_is_counted() -> None:
+    """The service does not wait for it."""
+    bench = Bench(ratio=1.0)
+    bench.collector.gate.clear()
+    bench.begin("first").end(SECOND)
+    assert bench.collector.entered.wait(60)
+    for _ in range(3):
+        bench.begin("more").end(SECOND)
+    bench.outbox.stop(0.02)
+    assert bench.lost[SpanLoss.QUEUE_FULL] >= 3
+    bench.collector.gate.set()
+
+
 def test_the_room_for_unfinished_traces_is_bounded() -> None:
     """The oldest goes; what is lost is counted."""
     bench = Bench(ratio=1.0, max_spans=10)

@@ -8,7 +8,7 @@ from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from observability import events
 from observability.labels import Batching, CacheResult, Outcome, Reason, Stage
-from observability.propagation import MAX_RUN_STEPS, new_provider
+from observability.propagation import MAX_LINKS, MAX_RUN_STEPS, new_provider
 from observability.sampling import Policy
 from observability.tracing import Tracing
 from tests.support import build
@@ -224,9 +224,45 @@ def test_a_lost_engine_ends_its_batches(bench: Bench) -> None:
     (batch,) = bench.spans("batch")
     assert [each.name for each in batch.events] == ["step", "out_of_memory"]
     assert batch.status.status_code is StatusCode.ERROR
+    bench.now += 60 * SECOND
+    again = bench.now / SECOND
     bench.step("a")
     bench.finish("a")
     assert len(bench.spans("batch")) == 2
+    (root,), (denoise,) = bench.spans("request"), bench.spans("denoise")
+    assert [each.name for each in root.events] == ["engine_lost"]
+    assert times(denoise) == pytest.approx((again, again + 0.2))
+
+
+def test_a_job_of_an_earlier_process_has_waited_here_since_it_came(bench: Bench) -> None:
+    """Not for all the time that it waited there."""
+    bench.accept("a")
+    bench.now += 2 * SECOND
+    bench.step("a")
+    bench.finish("a", timings={Stage.QUEUE_WAIT: 600.0, Stage.TEXT_ENCODE: 0.5})
+    (waited,) = bench.spans("queue_wait")
+    assert times(waited) == pytest.approx((1000.0, 1001.5))
+
+
+def test_many_requests_of_one_batch_do_not_end_it_at_every_step(bench: Bench) -> None:
+    """Their links are bounded; those that join later begin another when they are too many."""
+    names = [f"r{n}" for n in range(MAX_LINKS + 50)]
+    for name in names:
+        bench.accept(name, flight="f")
+    bench.step("f")
+    bench.step("f")
+    for n in range(MAX_LINKS):
+        bench.accept(f"late{n}", flight="f")
+    bench.step("f")
+    bench.step("f")
+    for name in (*names, *(f"late{n}" for n in range(MAX_LINKS))):
+        bench.finish(name)
+    first, second = bench.spans("batch")
+    assert [(first.attributes or {})["safelight.batch.steps"], (second.attributes or {})["safelight.batch.steps"]] == [
+        3,
+        1,
+    ]
+    assert (len(first.links), len(second.links)) == (2 * MAX_LINKS, MAX_LINKS)
 
 
 def test_an_exemplar_points_at_a_trace_that_will_be_exported() -> None:

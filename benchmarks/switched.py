@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from observability.events import Event
+from observability.events import Event, RequestAccepted, RequestFinished
 from observability.observer import FanOut
 from service import app as service_app
 
@@ -32,11 +32,20 @@ BUILD = service_app.build_app
 
 
 class SwitchedFanOut(FanOut):
-    """Forgets events while telemetry is off."""
+    """Forgets events while telemetry is off, but for the ends of requests whose beginnings it took."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: set[str] = set()
 
     def observe(self, event: Event) -> None:
         """Take one event."""
-        if SWITCH.is_on:
+        is_end = isinstance(event, RequestFinished) and event.request.id in self._open
+        if isinstance(event, RequestAccepted) and SWITCH.is_on:
+            self._open.add(event.request.id)
+        elif isinstance(event, RequestFinished):
+            self._open.discard(event.request.id)
+        if SWITCH.is_on or is_end:
             super().observe(event)
 
 

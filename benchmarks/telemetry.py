@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.event_cost import part_events
-from benchmarks.harness import ClosedLoop, Service, open_loop, service
+from benchmarks.harness import ClosedLoop, Service, service
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, all_at_once
 
@@ -46,7 +46,6 @@ SCRAPE_BAR = 0.02
 PAUSE_SECONDS = 0.05
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 REFUSES = "http://127.0.0.1:9"
-SETTLE_SECONDS = 2.0  # more than spans wait for others before they are sent
 
 
 @contextmanager
@@ -95,12 +94,15 @@ def part_throughput(model: str) -> tuple[list[Check], dict[str, Any]]:
             name: stack.enter_context(service(model, {**given, "otlp_endpoint": url}, "benchmarks.switched"))
             for name, url in collectors.items()
         }
+        requests = all_at_once(SHORT, 1000, "telemetry")
+        loops = {name: stack.enter_context(ClosedLoop(each, requests, PICTURES)) for name, each in targets.items()}
         ratios: dict[str, list[float]] = {name: [] for name in targets}
         found: dict[str, tuple[float, float, float]] = {}
         for turn in range(MOST_TURNS + WARM_TURNS):
             for name, target in targets.items():
                 seconds = {
-                    is_on: block_seconds(target, is_on, turn) for is_on in ((True, False), (False, True))[turn % 2]
+                    is_on: block_seconds(target, loops[name], is_on)
+                    for is_on in ((True, False), (False, True))[turn % 2]
                 }
                 if turn >= WARM_TURNS:
                     ratios[name].append(math.log(seconds[False] / seconds[True]))
@@ -123,14 +125,13 @@ def part_throughput(model: str) -> tuple[list[Check], dict[str, Any]]:
     return checks, {"log_ratios": ratios}
 
 
-def block_seconds(target: Service, is_on: bool, turn: int) -> float:
-    """Seconds until `PICTURES` requests that come at once are answered; with telemetry, one scrape is among them."""
-    os.kill(target.pid, signal.SIGUSR2 if is_on else signal.SIGUSR1)
-    time.sleep(SETTLE_SECONDS)
-    requests = all_at_once(SHORT, PICTURES, f"telemetry {turn} {is_on}")
+def block_seconds(target: Service, loop: ClosedLoop, is_on: bool) -> float:
+    """Seconds of `PICTURES` pictures, after as many for the switch to take effect; with telemetry, and one scrape."""
+    os.kill(target.pid, signal.SIGUSR2 if is_on else signal.SIGUSR1)  # it takes it when it thaws
+    loop.seconds(PICTURES)
     with ThreadPoolExecutor(1) as pool:
         scrape = pool.submit(metrics_of(target).get, "/metrics") if is_on else None
-        seconds = max(open_loop(target, requests))
+        seconds = loop.seconds(PICTURES)
         if scrape is not None:
             scrape.result()
     return seconds

@@ -14,7 +14,7 @@ from observability.exposition import Exposition
 from observability.gpu_facts import FACTS, own_memory
 from observability.labels import NvmlState
 from observability.metering import Metrics
-from observability.nvml import XIDS
+from observability.nvml import TEXTS, XIDS
 from observability.own import OwnMetrics
 from observability.probe import ProbeMetrics
 
@@ -114,17 +114,19 @@ def declared() -> dict[str, tuple[Declared, ...]]:
 
 def of_gpus() -> Iterator[tuple[str, str, str, str]]:
     """Name, kind, labels and help of what the NVML collector tells."""
-    yield f"{PREFIX}nvml_available", "gauge", "", "1 while GPU metrics can be had."
-    yield f"{PREFIX}nvml_state", "gauge", f"state ({len(NvmlState)})", "1 for what is known of NVML."
-    yield f"{PREFIX}nvml_read_seconds", "gauge", "", "Time of the last round of calls."
-    yield f"{PREFIX}nvml_failed_calls", "gauge", "", "Calls that failed although the GPU supports them."
-    yield f"{PREFIX}gpu_info", "gauge", "gpu, model, uuid", "The GPU's model and UUID."
+    labels_of = {
+        "nvml_state": f"state ({len(NvmlState)})",
+        "gpu_info": "gpu, model, uuid",
+        "gpu_xid_watched": "gpu",
+        "gpu_xid_errors_total": f"gpu, xid ({len(XIDS)})",
+    }
+    for name, help_text in TEXTS.items():
+        kind = "counter" if name.endswith("_total") else "gauge"
+        yield PREFIX + name, kind, labels_of.get(name, ""), help_text
     for fact in (*FACTS, own_memory(set)):
         labels = "gpu" if fact.label is None else f"gpu, {fact.label}"
         name = f"{PREFIX}{fact.name}{'_total' if fact.is_counter else ''}"
         yield name, "counter" if fact.is_counter else "gauge", labels, fact.text
-    yield f"{PREFIX}gpu_xid_watched", "gauge", "gpu", "1 while XID events are counted."
-    yield f"{PREFIX}gpu_xid_errors_total", "counter", f"gpu, xid ({len(XIDS)})", "XID events seen."
 
 
 def names() -> set[str]:

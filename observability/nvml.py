@@ -9,7 +9,7 @@ import ctypes
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,16 @@ XID_WAIT_MILLISECONDS = 1000
 XID_RETRY_SECONDS = 10.0
 # Those of https://docs.nvidia.com/deploy/xid-errors that say what to do; any other is told as `other`.
 XIDS = ("13", "31", "43", "45", "48", "62", "63", "64", "74", "79", "92", "94", "95", "119", "120", "other")
+
+TEXTS = {  # of the metrics beside the facts
+    "nvml_available": "1 while GPU metrics can be had.",
+    "nvml_state": "1 for what is known of NVML.",
+    "nvml_read_seconds": "Time of the last round of calls.",
+    "nvml_failed_calls": "Calls that failed in the last round although the GPU supports them.",
+    "gpu_info": "The GPU's model and UUID.",
+    "gpu_xid_watched": "1 while XID events are counted.",
+    "gpu_xid_errors_total": "XID events seen.",
+}
 
 Sample = tuple[list[str], float]
 
@@ -178,6 +188,10 @@ class Nvml:
                 pynvml.nvmlShutdown()
 
 
+def _gauge(name: str, value: float | None = None, labels: Sequence[str] | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, TEXTS[name], value, labels)
+
+
 class NvmlCollector(Collector):
     """The metrics. Each scrape reads anew and shares the calls of one that still waits."""
 
@@ -198,15 +212,14 @@ class NvmlCollector(Collector):
         """All samples; without a GPU only the state."""
         reading = self._within_deadline()
         available = reading.state in (NvmlState.AVAILABLE, NvmlState.PARTIAL)
-        yield GaugeMetricFamily(f"{PREFIX}nvml_available", "1 while GPU metrics can be had.", float(available))
-        states = GaugeMetricFamily(f"{PREFIX}nvml_state", "1 for what is known of NVML.", labels=["state"])
+        yield _gauge("nvml_available", float(available))
+        states = _gauge("nvml_state", labels=["state"])
         for state in NvmlState:
             states.add_metric([state], float(state is reading.state))
         yield states
-        yield GaugeMetricFamily(f"{PREFIX}nvml_read_seconds", "Time of the last round of calls.", self._seconds)
-        failures = "Calls that failed in the last round although the GPU supports them."
-        yield GaugeMetricFamily(f"{PREFIX}nvml_failed_calls", failures, float(reading.failures))
-        info = InfoMetricFamily(f"{PREFIX}gpu", "The GPU's model and UUID.", labels=["gpu"])
+        yield _gauge("nvml_read_seconds", self._seconds)
+        yield _gauge("nvml_failed_calls", float(reading.failures))
+        info = InfoMetricFamily(f"{PREFIX}gpu", TEXTS["gpu_info"], labels=["gpu"])
         for gpu, device in reading.devices.items():
             info.add_metric([gpu], device)
         yield info
@@ -218,8 +231,8 @@ class NvmlCollector(Collector):
         yield from self._xid_metrics()
 
     def _xid_metrics(self) -> Iterator[Metric]:
-        watched = GaugeMetricFamily(f"{PREFIX}gpu_xid_watched", "1 while XID events are counted.", labels=["gpu"])
-        xids = CounterMetricFamily(f"{PREFIX}gpu_xid_errors", "XID events seen.", labels=["gpu", "xid"])
+        watched = _gauge("gpu_xid_watched", labels=["gpu"])
+        xids = CounterMetricFamily(f"{PREFIX}gpu_xid_errors", TEXTS["gpu_xid_errors_total"], labels=["gpu", "xid"])
         for gpu, is_watched in sorted(self._xids.watched.items()):
             watched.add_metric([gpu], float(is_watched))
             for code in XIDS:

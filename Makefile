@@ -10,9 +10,9 @@ export PYTHON TORCH
 CODE := $(wildcard service observability models benchmarks tests)
 TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
-TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev promtool:prometheus
+TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
-.PHONY: help run test lint format bench bench-telemetry soak metrics lock clean
+.PHONY: help run test test-stack lint format bench bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -24,6 +24,10 @@ run: $(READY) ## serve on 127.0.0.1; PORT=8000, ARGS="more arguments"
 test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-stack: $(READY) ## run a whole stack, every panel's query and every rule against it; ARGS="pytest arguments"
+	@tools/setup programs $(TEST_PROGRAMS)
+	$(BIN)/pytest tests/stack $(ARGS)
 
 lint: $(READY) ## check style and types only
 	$(BIN)/ruff check $(CODE)
@@ -43,8 +47,9 @@ bench-telemetry: $(READY) ## measure what telemetry costs; ARGS="more arguments"
 soak: $(READY) ## twenty minutes of trouble: every job ends once, memory stays; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-metrics: $(READY) ## write docs/metrics.md anew
+config: $(READY) ## write rules, their tests, dashboards, the lists of runbooks and metrics anew
 	$(BIN)/python -m observability.catalogue
+	$(BIN)/python -m observability.generate
 
 lock: ## write requirements.lock anew with the newest versions; give TORCH=cpu where pip takes CUDA's by default
 	tools/setup lock build/lock

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from observability.declared import PREFIX, Declared
 from observability.exposition import Exposition
 from observability.gpu_facts import FACTS, own_memory
+from observability.inbox.metrics import InboxMetrics
 from observability.labels import NvmlState
 from observability.metering import Metrics
 from observability.nvml import TEXTS, XIDS
@@ -22,7 +23,7 @@ FILE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 HEAD = """# Metrics
 
-Written by `make metrics`. `GET /metrics` tells them in Prometheus' text format, or as OpenMetrics to whom asks for it.
+Written by `make config`. `GET /metrics` tells them in Prometheus' text format, or as OpenMetrics to whom asks for it.
 Labels take their values from enums, but for those of GPUs and HTTP routes; behind a label is how many there are."""
 GPUS = "From NVML, for each GPU, where it is supported."
 BESIDE = """`safelight_model_info` names the model; `safelight_engine_process_*` is the engine's process; `process_*`
@@ -109,6 +110,7 @@ def declared() -> dict[str, tuple[Declared, ...]]:
         "Requests, engine and model": Metrics(CollectorRegistry()).declared,
         "Telemetry itself": (*OwnMetrics(CollectorRegistry()).declared, *Exposition(CollectorRegistry()).declared),
         "The probe": ProbeMetrics(CollectorRegistry()).declared,
+        "The alert inbox": InboxMetrics(CollectorRegistry()).declared,
     }
 
 

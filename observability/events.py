@@ -29,6 +29,11 @@ class ServiceStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainStarted:
+    """The process takes no more work and will end."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStopped:
     """The process ends; what it has not finished goes on in the next one."""
 
@@ -271,6 +276,7 @@ class EngineLost:
 
 Event = (
     ServiceStarted
+    | DrainStarted
     | ServiceStopped
     | LoopLagged
     | ClientRetried

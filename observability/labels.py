@@ -119,6 +119,20 @@ class ProbeResult(StrEnum):
     WRONG_COLOUR = "wrong_colour"
 
 
+class AlertStatus(StrEnum):
+    """What Alertmanager tells of an alert."""
+
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+class CallResult(StrEnum):
+    """What came of a call for help."""
+
+    OK = "ok"
+    FAILED = "failed"
+
+
 class Consumer(StrEnum):
     """What takes the events."""
 

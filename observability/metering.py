@@ -165,6 +165,10 @@ class Metrics:
         self._oldest_at = event.oldest_at
 
     @observe.register
+    def _(self, _event: events.DrainStarted) -> None:
+        self._service.draining.set(1)
+
+    @observe.register
     def _(self, event: events.EngineReady) -> None:
         service = self._service
         self._engine.slots.set(event.slots)

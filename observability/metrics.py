@@ -140,6 +140,7 @@ class ServiceMetrics:
         self.batching = make.gauge(
             "batching_mode", "1 for the way in which requests share batches.", {"mode": Batching}
         )
+        self.draining = make.gauge("draining", "1 while the process takes no more work and ends what it has.")
         self.ready = make.gauge("model_ready", "1 while a warmed model is loaded.")
         self.load_seconds = make.gauge("model_load_seconds", "Time that loading the model took.")
         self.warmup_seconds = make.gauge("model_warmup_seconds", "Time that warming and profiling the model took.")

@@ -26,6 +26,7 @@ BAD = tuple(
 )
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Duration = Annotated[str, Field(pattern=r"^\d+[smhd]$")]
 
 
 class _Strict(BaseModel):
@@ -36,8 +37,8 @@ class BurnRate(_Strict):
     """Alert when the budget goes `factor` times too fast over both windows."""
 
     factor: float = Field(gt=0)
-    long: str = Field(pattern=r"^\d+[mhd]$")
-    short: str = Field(pattern=r"^\d+[mhd]$")
+    long: Duration
+    short: Duration
     severity: Literal["critical", "warning"]
 
 
@@ -53,6 +54,41 @@ class Saturation(_Strict):
 
     utilization: Range
     memory: Range
+
+
+class Limits(_Strict):
+    """Thresholds of the alerts that are not about objectives; what each is for stands in the file."""
+
+    failing_ratio: Share
+    error_ratio: Share
+    failing_requests: int = Field(gt=0)
+    failures_an_hour: int = Field(gt=0)
+    low_traffic: int = Field(gt=0)
+    latency_p99: float = Field(gt=0)
+    queue_depth: int = Field(gt=0)
+    queue_age: Duration
+    deadline_refusals: Share
+    stalled: Duration
+    drain: Duration
+    wasted_steps: Share
+    loop_lag: float = Field(gt=0)
+    cost_per_1000_images: float = Field(gt=0)
+    probe_silent: Duration
+    gpu_saturated: Share
+    gpu_idle: Share
+    gpu_memory: Share
+    gpu_celsius: int = Field(gt=0)
+    container_memory: Share
+    disk_free: Share
+    disk_full: Share
+    host_memory_free: Share
+
+
+class Links(_Strict):
+    """Where dashboards and runbooks are found, without a slash at the end."""
+
+    dashboards: str = Field(pattern=r"^https?://.*[^/]$")
+    runbooks: str = Field(pattern=r"^https?://.*[^/]$")
 
 
 class Availability(_Strict):
@@ -130,6 +166,8 @@ class Objectives(_Strict):
     minimum_events: int = Field(gt=0)
     burn_rates: tuple[BurnRate, ...] = Field(min_length=1)
     saturation: Saturation
+    limits: Limits
+    links: Links
     profiles: Mapping[str, Mapping[str, Objective]] = Field(min_length=1)
 
     @model_validator(mode="after")

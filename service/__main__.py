@@ -3,8 +3,11 @@
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,11 +16,22 @@ from service.errors import StartupError
 from service.settings import PREFIX, Settings, load
 
 EXIT_CANNOT_START = 2
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.group(context_settings={"max_content_width": 110})
 def main() -> None:
     """Safelight serves diffusion image models and lets you watch each picture develop."""
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """What prevents a start is told in one line."""
+    try:
+        yield
+    except StartupError as error:
+        click.echo(f"safelight: {error.detail}", err=True)
+        sys.exit(EXIT_CANNOT_START)
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,14 +65,11 @@ def serve(**options: str | None) -> None:
 
     Every option can also be given as the environment variable in brackets; the option wins.
     """
-    try:
+    with starting():
         settings = load(**{name: value for name, value in options.items() if value is not None})
         from service.server import serve as serve_until_stopped  # late: the engine process imports this module too
 
         serve_until_stopped(settings)
-    except StartupError as error:
-        click.echo(f"safelight: {error.detail}", err=True)
-        sys.exit(EXIT_CANNOT_START)
 
 
 @main.command(context_settings={"show_default": True})
@@ -78,6 +89,62 @@ def probe(**options: Any) -> None:
     from service.probe import watch
 
     sys.exit(watch(**options))
+
+
+inbox_option = partial(click.option, show_envvar=True)
+
+
+@main.command(context_settings={"show_default": True, "auto_envvar_prefix": f"{PREFIX}INBOX"})
+@inbox_option("--host", default="127.0.0.1", help="Address to listen on.")
+@inbox_option("--port", default=8002, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@inbox_option("--data-dir", default="data/inbox", type=FOLDER, help="Folder for the alerts.")
+@inbox_option(
+    "--runbooks",
+    default=Path(__file__).parents[1] / "docs" / "runbooks",
+    show_default="docs/runbooks beside the program",
+    type=FOLDER,
+    help="Folder of runbooks, one AlertName.md each.",
+)
+@inbox_option(
+    "--watchdog-timeout",
+    default=300.0,
+    type=click.FloatRange(0.1),
+    help="Seconds without the alert Watchdog, which always fires, until it is missing.",
+)
+@inbox_option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the bearer token that Alertmanager must send; without one, everybody may post.",
+)
+@inbox_option(
+    "--on-missing-command",
+    help="Program with arguments to run once the watchdog is missing, and again when it is back; there is no shell. "
+    "SAFELIGHT_WATCHDOG_STATE tells it: missing or ok.",
+)
+@inbox_option("--on-missing-url", help="URL to post the same to as JSON.")
+@inbox_option(
+    "--retention-days", default=30.0, type=click.FloatRange(0, min_open=True), help="Days that alerts are kept."
+)
+def inbox(**options: Any) -> None:
+    """Take alerts from Alertmanager, show them with their runbooks, and notice when it is heard of no more."""
+    with starting():
+        from service.inbox import serve as serve_inbox
+
+        serve_inbox(**options)
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("kind", type=click.Choice(["gpu", "containers", "host"]))
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=9400, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+def simulate(**options: Any) -> None:
+    """Serve metrics of a GPU, of containers or of a host that is not there, to try dashboards and alerts with.
+
+    PUT /faults takes values by the names of series, as {"DCGM_FI_DEV_GPU_TEMP_CELSIUS": 95}; DELETE /faults ends them.
+    """
+    from service.simulated import simulate as serve_simulated
+
+    sys.exit(serve_simulated(**options))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http_metrics
 
 from observability import slo as slo_objectives
-from observability.events import ServiceStarted, ServiceStopped
+from observability.events import DrainStarted, ServiceStarted, ServiceStopped
 from observability.exposition import Exposition, MetricsServer
 from observability.labels import Consumer
 from observability.logs import RequestLog
@@ -182,6 +182,7 @@ class Service:
         """Refuse new work, let running work finish within the setting, leave the rest queued for the next start."""
         seconds = self._settings.drain_seconds
         began = time.monotonic()
+        self._observer.observe(DrainStarted())
         self._jobs.drain()
         finished = await self._runner.drain(seconds)
         stored = await self._board.settle(seconds - (time.monotonic() - began))

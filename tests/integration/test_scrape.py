@@ -12,12 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from observability import catalogue
 from observability.declared import PREFIX
-from observability.probe import ProbeMetrics
 from service.app import MAX_BODY_BYTES
 from tests.integration.conftest import LONG
 from tests.support.server import Server, serving, until
@@ -41,6 +39,12 @@ def series(server: Server) -> set[str]:
     return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
 
+def of_others() -> set[str]:
+    """The metrics of the probe and of the alert inbox, which are programs of their own."""
+    parts = catalogue.declared()
+    return {each.name.removeprefix(PREFIX) for part in ("The probe", "The alert inbox") for each in parts[part]}
+
+
 def test_promtool_finds_no_fault(small: Server) -> None:
     """Prometheus' own check of names, types and help."""
     promtool = shutil.which("promtool")
@@ -55,16 +59,16 @@ def test_promtool_finds_no_fault(small: Server) -> None:
 
 
 def test_every_declared_metric_is_there(small: Server) -> None:
-    """From the first scrape on; those of GPUs are checked with a GPU's library, the probe's in the probe's registry."""
-    of_probe = {each.name for each in ProbeMetrics(CollectorRegistry()).declared}
+    """From the first scrape on; those of GPUs are checked with a GPU's library, other programs' by themselves."""
     of_gpus = {name for name, *_ in catalogue.of_gpus() if name.startswith(f"{PREFIX}gpu_")}
     families = text_string_to_metric_families(small.client.get("/metrics").text)
     found = {family.name + "_total" * (family.type == "counter") for family in families}
-    assert {PREFIX + name for name in catalogue.names()} - of_probe - of_gpus <= found
+    assert {PREFIX + name for name in catalogue.names() - of_others()} - of_gpus <= found
 
 
 QUIET = {  # nothing has gone wrong with what these tell of, or a fake model has no such thing
     "cache_bytes",
+    "draining",
     "engine_restarts_total",
     "events_dropped_total",
     "nvml_available",
@@ -103,10 +107,9 @@ def test_traffic_moves_every_metric(data_dir: Path) -> None:
         server.client.post("/generate", json={"prompt": "again", **asked}, headers=retry)
         until(lambda: {"event_loop_lag_seconds", "pictures_resumed_total"} <= moved(server))
         found |= moved(server)
-    of_probe = {each.name.removeprefix(PREFIX) for each in ProbeMetrics(CollectorRegistry()).declared}
     of_gpus = {name for name in catalogue.names() if name.startswith("gpu_") and name != "gpu_dollars_per_hour"}
     lucky = {"free_slot_seconds_total"}
-    assert catalogue.names() - found - of_probe - of_gpus - lucky == QUIET
+    assert catalogue.names() - found - of_others() - of_gpus - lucky == QUIET
 
 
 class Visitor:

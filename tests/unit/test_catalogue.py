@@ -5,7 +5,7 @@ from observability.declared import PREFIX
 
 
 def test_the_committed_list_is_up_to_date() -> None:
-    """`make metrics` writes it."""
+    """`make config` writes it."""
     assert catalogue.main(["--check"]) == 0
 
 

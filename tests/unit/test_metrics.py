@@ -132,6 +132,7 @@ def test_every_metric_is_made_from_some_event(registry: CollectorRegistry, metri
         build.finished(request=build.request(images=2), paid_seconds=0.4),
         build.step(("a", 0), waiting=1, peak_bytes=5, predicted_bytes=6, passed_over=over),
         events.QueueChanged({Priority.HIGH: 2}, oldest_at=60.0, running=3),
+        events.DrainStarted(),
         events.ServiceStopped(),
         events.RequestRejected(Reason.QUEUE_FULL, Source.USER),
         events.RequestAccepted(build.request(), "a"),

@@ -1,0 +1,1 @@
+"""Game days: a whole stack on one machine, and causes for its alerts."""

@@ -1,0 +1,29 @@
+"""The list of alerts, each with its runbook."""
+
+from collections.abc import Iterable
+
+from observability.generate.alert import Alert, Severity
+
+HEAD = """# Runbooks
+
+Written by `make config` from the alerts; the runbooks themselves are written by hand. What severities ask for:
+critical, someone now; warning, someone today; info, nobody, it is told beside a more severe alert of the same team;
+none, an alert that serves the others.
+
+| alert | severity | team | |
+| --- | --- | --- | --- |
+"""
+
+
+def index(alerts: Iterable[Alert]) -> str:
+    """The whole file, the most severe first."""
+    order = list(Severity)
+    rows: dict[str, tuple[Severity, str]] = {}
+    for alert in sorted(alerts, key=lambda each: (order.index(each.severity), each.name)):
+        severities = rows.get(alert.name)
+        team = "" if alert.team is None else alert.team.value
+        summary = alert.summary if severities is None else ""
+        if severities is None:
+            rows[alert.name] = (alert.severity, f"{team} | {summary}")
+    lines = [f"| [{name}]({name}.md) | {severity} | {rest} |" for name, (severity, rest) in rows.items()]
+    return HEAD + "\n".join(lines) + "\n"

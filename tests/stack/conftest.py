@@ -1,0 +1,58 @@
+"""A whole stack: the real Prometheus and Alertmanager, the API with the embedded model under load, probe, inbox; GPU,
+containers and host simulated.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from observability.gameday.stack import Stack, running
+from observability.generate.timing import Timing
+from tests.stack.traffic import POISON, flowing
+
+SCRAPE_SECONDS = 2.0
+WARM_SECONDS = 100.0  # objectives are evaluated every minute, and a rate needs two of anything
+
+
+class Prometheus:
+    """Questions to a Prometheus; remembers how long each took."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self.seconds: dict[str, float] = {}
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """The series of an instant query; a scalar or an error fails the test."""
+        began = time.perf_counter()
+        answer = self._client.get("/api/v1/query", params={"query": expr})
+        self.seconds[expr] = time.perf_counter() - began
+        assert answer.status_code == 200, f"{expr}: {answer.text}"
+        found: list[dict[str, Any]] = answer.json()["data"]["result"]
+        return found
+
+    def get(self, path: str) -> Any:
+        """The data of another question."""
+        answer = self._client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """With shipped windows and quick scrapes, warmed up, under load."""
+    folder: Path = tmp_path_factory.mktemp("stack")
+    settings = {"gpu_dollars_per_hour": "1", "faults": f"fail={POISON}"}
+    with running(folder, Timing(scrape=SCRAPE_SECONDS), **settings) as started, flowing(started.url("api")):
+        httpx.put(started.url("dcgm", "/faults"), json={"DCGM_EXP_XID_ERRORS_COUNT": 31}, trust_env=False)
+        time.sleep(WARM_SECONDS)
+        yield started
+
+
+@pytest.fixture(scope="session")
+def prometheus(stack: Stack) -> Prometheus:
+    """Prometheus of the stack."""
+    return Prometheus(stack.url("prometheus"))

@@ -21,8 +21,8 @@ WARM_SECONDS = 100.0  # objectives are evaluated every minute, and a rate needs 
 class Prometheus:
     """Questions to a Prometheus; remembers how long each took."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
         self.seconds: dict[str, float] = {}
 
     def query(self, expr: str) -> list[dict[str, Any]]:
@@ -53,6 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def prometheus(stack: Stack) -> Prometheus:
+def prometheus(stack: Stack) -> Iterator[Prometheus]:
     """Prometheus of the stack."""
-    return Prometheus(stack.url("prometheus"))
+    with httpx.Client(base_url=stack.url("prometheus"), timeout=30, trust_env=False) as client:
+        yield Prometheus(client)

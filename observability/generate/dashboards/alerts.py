@@ -174,7 +174,7 @@ def _delivery() -> tuple[Panel, ...]:
                     "{{integration}}",
                 ),
                 Query(
-                    "sum by (integration) (rate(alertmanager_notifications_failed_total[$__rate_interval])) > 0",
+                    "sum by (integration) (rate(alertmanager_notifications_failed_total[$__rate_interval]))",
                     "{{integration}}, failed",
                 ),
             ),

@@ -67,8 +67,8 @@ def _now(found: Objectives) -> tuple[Panel, ...]:
         ),
         Panel(
             "Requests not completed",
-            "`service:requests_bad:ratio_rate5m`: share of users' requests that failed, expired or were refused for our sake. "
-            f"Good: under 1 %; {limits.error_ratio:.0%} raises an alert.",
+            "`service:requests_bad:ratio_rate5m`: share of users' requests that failed, expired or were refused for our "
+            f"sake. Good: under 1 %; {limits.error_ratio:.0%} raises an alert.",
             "percentunit",
             (Query("service:requests_bad:ratio_rate5m", "not completed"),),
             Kind.STAT,
@@ -207,8 +207,8 @@ def _red(found: Objectives) -> tuple[Panel, ...]:
         ),
         Panel(
             "Share of slots that is taken",
-            "`instance:batch_occupancy:mean_rate5m`: how full batches are while there is work. Near 1, requests have to "
-            "wait.",
+            "`instance:batch_occupancy:mean_rate5m`: how full batches are while there is work. Near 1, requests have "
+            "to wait.",
             "percentunit",
             (Query('instance:batch_occupancy:mean_rate5m{instance=~"$instance"}', "{{instance}}"),),
             most=1,

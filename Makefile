@@ -25,9 +25,9 @@ test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-test-stack: $(READY) ## run a whole stack, every panel's query and every rule against it; ARGS="pytest arguments"
-	@tools/setup programs $(TEST_PROGRAMS)
-	$(BIN)/pytest tests/stack $(ARGS)
+test-stack: $(READY) ## run a whole stack, every panel's query and rule against it, pages in a browser; ARGS="pytest arguments"
+	@tools/setup programs $(TEST_PROGRAMS) prometheus-alertmanager:prometheus-alertmanager chromium:chromium
+	$(BIN)/pytest tests/stack tests/browser $(ARGS)
 
 lint: $(READY) ## check style and types only
 	$(BIN)/ruff check $(CODE)

@@ -119,7 +119,12 @@ def _lines_of(row: Row) -> list[list[Panel]]:
 def _words(axes: Axes, text: str, size: int, side: str, colour: str = "#333333") -> None:
     axes.axis("off")
     place = 0.0 if side == "left" else 0.5
-    axes.text(place, 0.5, text, ha=side, va="center", fontsize=size, color=colour, transform=axes.transAxes, wrap=True)
+    _write(axes, place, 0.5, text, ha=side, fontsize=size, color=colour)
+
+
+def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Words within a panel, which do not push the others aside."""
+    axes.text(x, y, text, va="center", transform=axes.transAxes, in_layout=False, **style)
 
 
 def _panel(axes: Axes, panel: Panel, source: Source) -> None:
@@ -137,13 +142,12 @@ def _stat(axes: Axes, panel: Panel, source: Source) -> None:
         _words(axes, panel.no_data, 11, "center", "#888888")
         return
     axes.axis("off")
+    size = 15 if len(found) <= 4 else 8
     for place, (name, value) in enumerate(found):
         text, colour = panel.words.get(f"{value:g}", (say(value, panel.unit), _colour(panel, value)))
         middle = (place + 0.5) / len(found)
-        axes.text(
-            middle, 0.6, text, ha="center", va="center", fontsize=15, color=COLOURS[colour], transform=axes.transAxes
-        )
-        axes.text(middle, 0.1, name, ha="center", va="center", fontsize=7, color="#666666", transform=axes.transAxes)
+        _write(axes, middle, 0.6, text, ha="center", fontsize=size, color=COLOURS[colour])
+        _write(axes, middle, 0.1, name, ha="center", fontsize=min(7, size - 1), color="#666666")
 
 
 def _colour(panel: Panel, value: float) -> str:
@@ -176,11 +180,11 @@ def _finish(axes: Axes, panel: Panel) -> None:
     if not axes.has_data():
         _words(axes, panel.no_data, 11, "center", "#888888")
         return
-    top = axes.get_ylim()[1]
+    top = axes.dataLim.y1
+    axes.set_ylim(min(0.0, axes.dataLim.y0), panel.most or 1.1 * axes.dataLim.y1 or 1.0)
     for value, colour in panel.steps:
         if value <= 1.5 * top:
             axes.axhline(value, color=COLOURS[colour], linestyle="--", linewidth=0.8)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter(lambda value, _place: say(value, panel.unit))
     axes.tick_params(labelsize=7)
     axes.set_xlabel("minutes", fontsize=7)

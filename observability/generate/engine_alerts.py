@@ -30,10 +30,13 @@ def _stalled(limits: Limits) -> Alert:
             "{{ $value | humanizeDuration }} ago."
         ),
         expr=(
-            f"time() - max by (instance) (safelight_engine_last_step_timestamp_seconds) > <{limits.stalled}>\n"
+            "time() - (max by (instance) (safelight_engine_last_step_timestamp_seconds > 0)\n"
+            'or on (instance) process_start_time_seconds{job=~"api|worker"}) '
+            f"> <{limits.stalled}>\n"
             f"and on (instance) min_over_time(instance:requests_in_work:sum[{limits.stalled}]) > 0\n"
             f"and on (instance) min_over_time(safelight_model_ready[{limits.stalled}]) == 1"
         ),
+        hold="30s",
         fires=Case({READY: "1x40", LAST_STEP: "60x40", RUNNING: "1x40", WAITING: "3x40"}, at="4m"),
         silent=Case({READY: "1x40", LAST_STEP: "0+15x40", RUNNING: "1x40", WAITING: "3x40"}, at="4m"),
     )

@@ -81,7 +81,7 @@ GPU = (
             "rate(DCGM_FI_DEV_GPU_THERMAL_THROTTLE_SECONDS_TOTAL[5m])",
             "rate(DCGM_FI_DEV_THERMAL_VIOLATION[5m]) / 1000000000",
         ),
-        _clock_events("hardware_thermal|software_thermal|hardware_slowdown"),
+        _clock_events("hardware_thermal|software_thermal"),
     ),
     Source(
         "gpu:power_throttle:ratio_rate5m",

@@ -221,7 +221,9 @@ def _missing() -> Alert:
         summary="A GPU is gone",
         description="{{ $value | humanize }} GPUs are left, fewer than there were within 6 hours.",
         expr=(
-            'gpu:present:count < max_over_time(gpu:present:count[6h])\nunless on () (up{job=~"api|worker|dcgm"} == 0)'
+            "gpu:present:count < max_over_time(gpu:present:count[6h])\n"
+            # Of whom tells of them: dcgm-exporter, or, where there is none, the service.
+            'unless on () (up{job="dcgm"} == 0 or up{job=~"api|worker"} == 0 unless on () up{job="dcgm"})'
         ),
         hold="2m",
         fires=Case({memory: "80e9x40 stale"}, at="16m"),

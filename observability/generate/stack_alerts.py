@@ -80,7 +80,7 @@ def _notifications_fail() -> Alert:
         team=Team.PLATFORM,
         summary="Prometheus cannot hand alerts to Alertmanager",
         description=(
-            "{{ $value | humanize }} alerts did not get from {{ $labels.instance }} to Alertmanager within 5 minutes."
+            "{{ $labels.instance }} failed {{ $value | humanize }} times within 5 minutes to hand alerts over."
         ),
         expr=(
             "round(sum by (instance) (increase(prometheus_notifications_errors_total[5m])\n"

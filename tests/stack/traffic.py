@@ -29,12 +29,16 @@ def _the_same_again(client: httpx.Client, number: int) -> None:
 
 
 def _called_off(client: httpx.Client, number: int) -> None:
+    if number % 20:
+        return
     job = _ask(client, 0, prompt=f"a tree {number}", num_inference_steps=40).json()
     if "job_id" in job:
         client.delete(f"/jobs/{job['job_id']}")
 
 
 def _wrong(client: httpx.Client, number: int) -> None:
+    if number % 100:
+        return
     _ask(client, 60, prompt=f"{POISON} {number}", num_inference_steps=4)
     _ask(client, 60, prompt="no steps", num_inference_steps=0)
     _ask(client, 60, prompt="no time", num_inference_steps=100, timeout_s=1)

@@ -37,7 +37,7 @@ def _alerts() -> tuple[Panel, ...]:
     return (
         Panel(
             "Firing now",
-            "`ALERTS`: all firing alerts but Watchdog, which always is.",
+            "`ALERTS`: all firing alerts that ask for someone or are told beside one.",
             "short",
             (Query('ALERTS{alertstate="firing", severity!="none"}', "{{alertname}}"),),
             Kind.TABLE,

@@ -2,6 +2,7 @@
 
 from observability.generate.dashboards.panel import (
     BLUE,
+    CHOSEN,
     ORANGE,
     RED,
     YELLOW,
@@ -13,6 +14,7 @@ from observability.generate.dashboards.panel import (
     buckets,
     mean,
     metric,
+    process,
     quantile,
     quantiles,
     rate,
@@ -193,7 +195,7 @@ def _waste(found: Objectives) -> tuple[Panel, ...]:
         ),
         Panel(
             "Out of memory",
-            "`safelight_oom_splits_total`: batches that did not fit and were split; no step is lost. Good: none.",
+            "`safelight_oom_splits_total`: batches that did not fit and were split. Good: none.",
             "short",
             (Query(f"sum by (instance) (increase({metric('oom_splits_total')}[$__rate_interval]))", "{{instance}}"),),
             steps=((1, ORANGE),),
@@ -231,7 +233,6 @@ def _waste(found: Objectives) -> tuple[Panel, ...]:
 
 
 def _process(found: Objectives) -> tuple[Panel, ...]:
-    of = 'job=~"$job", instance=~"$instance"'
     return (
         Panel(
             "Lateness of the event loop",
@@ -248,7 +249,8 @@ def _process(found: Objectives) -> tuple[Panel, ...]:
             "short",
             (
                 Query(
-                    f"sum by (instance) (rate(process_cpu_seconds_total{{{of}}}[$__rate_interval]))",
+                    f"sum by (instance) (rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval])"
+                    " and on (instance) safelight_model_ready)",
                     "{{instance}}, API",
                 ),
                 Query(f"sum by (instance) ({rate('engine_process_cpu_seconds_total')})", "{{instance}}, engine"),
@@ -260,7 +262,7 @@ def _process(found: Objectives) -> tuple[Panel, ...]:
             "engine.",
             "bytes",
             (
-                Query(f"sum by (instance) (process_resident_memory_bytes{{{of}}})", "{{instance}}, API"),
+                Query(f"sum by (instance) {process('process_resident_memory_bytes')}", "{{instance}}, API"),
                 Query(f"sum by (instance) ({metric('engine_process_resident_memory_bytes')})", "{{instance}}, engine"),
             ),
         ),
@@ -289,7 +291,7 @@ def _process(found: Objectives) -> tuple[Panel, ...]:
             "Open files",
             "`process_open_fds`: of the API; it should not grow for ever.",
             "short",
-            (Query(f"sum by (instance) (process_open_fds{{{of}}})", "{{instance}}"),),
+            (Query(f"sum by (instance) {process('process_open_fds')}", "{{instance}}"),),
             width=6,
         ),
     )

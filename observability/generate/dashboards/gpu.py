@@ -154,7 +154,7 @@ def _power(found: Objectives) -> tuple[Panel, ...]:
             "Slowed down",
             "`gpu:thermal_throttle:ratio_rate5m`, `gpu:power_throttle:ratio_rate5m`: share of time in which heat, or "
             "too little power, "
-            "held the clocks down. Good: 0.",
+            "held the clocks down. Good: no heat; a power limit at full load is ordinary.",
             "percentunit",
             (
                 Query("gpu:thermal_throttle:ratio_rate5m", f"{GPU}, heat"),

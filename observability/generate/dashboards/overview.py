@@ -12,6 +12,7 @@ from observability.generate.dashboards.panel import (
     Query,
     Row,
     metric,
+    process,
     quantiles,
     total,
 )
@@ -67,8 +68,8 @@ def _now(found: Objectives) -> tuple[Panel, ...]:
         ),
         Panel(
             "Requests not completed",
-            "`service:requests_bad:ratio_rate5m`: share of users' requests that failed, expired or were refused for our "
-            f"sake. Good: under 1 %; {limits.error_ratio:.0%} raises an alert.",
+            "`service:requests_bad:ratio_rate5m`: share of users' requests that failed, expired or were refused for "
+            f"our sake. Good: under 1 %; {limits.error_ratio:.0%} raises an alert.",
             "percentunit",
             (Query("service:requests_bad:ratio_rate5m", "not completed"),),
             Kind.STAT,
@@ -231,7 +232,7 @@ def _changes() -> tuple[Panel, ...]:
             "Started",
             "`process_start_time_seconds`: when each process began.",
             "dateTimeFromNow",
-            (Query('process_start_time_seconds{job=~"$job", instance=~"$instance"} * 1000', "{{instance}}"),),
+            (Query(f"{process('process_start_time_seconds')} * 1000", "{{instance}}"),),
             Kind.STAT,
             width=6,
             base=BLUE,

@@ -77,6 +77,11 @@ class Dashboard:
         return tuple(panel for row in self.rows for panel in row.panels)
 
 
+def process(name: str) -> str:
+    """A standard metric of the API's processes: other programs have it too."""
+    return f"({name}{{{CHOSEN}}} and on (instance) {PREFIX}model_ready)"
+
+
 def metric(name: str, more: str = "") -> str:
     """A metric of the service, of the chosen processes."""
     return f"{PREFIX}{name}{{{CHOSEN}{', ' if more else ''}{more}}}"

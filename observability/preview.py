@@ -23,11 +23,14 @@ from matplotlib.figure import Figure
 
 from observability import slo
 from observability.generate import dashboards
-from observability.generate.dashboards.panel import Dashboard, Kind, Panel, Query, Row
+from observability.generate.dashboards.panel import Dashboard, Kind, Panel, Query, Row, everywhere
 
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 COLUMNS = 24
+WIDTH, TITLE, HEADING, HEIGHT = 16.0, 0.5, 0.4, 2.4  # inches
+HEIGHTS = {Kind.STAT: 1.3}
 POINTS = 240
-NOTE = "Drawn by Safelight's own preview from live Prometheus data; not a picture of Grafana."
+NOTE = "Drawn by Safelight's own preview from live Prometheus data, time in minutes before; not a picture of Grafana."
 COLOURS = {"green": "#3f9b4f", "yellow": "#d9a514", "orange": "#e07b1a", "red": "#d13a3a", "blue": "#3b78de"}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -42,27 +45,20 @@ class Source:
 
     def instant(self, query: Query) -> list[dict[str, Any]]:
         """Series with one value each."""
-        return self._ask("query", {"query": _filled(query.expr), "time": self.end})
+        return self._ask("query", {"query": everywhere(query.expr), "time": self.end})
 
     def over_time(self, query: Query) -> list[dict[str, Any]]:
         """Series with values over the time that is looked at."""
         step = (self.end - self.start) / POINTS
         return self._ask(
-            "query_range", {"query": _filled(query.expr), "start": self.start, "end": self.end, "step": step}
+            "query_range", {"query": everywhere(query.expr), "start": self.start, "end": self.end, "step": step}
         )
 
     def _ask(self, path: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
         text = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{text}", timeout=30) as answer:
+        with OPENER.open(f"{self._url}/api/v1/{path}?{text}", timeout=30) as answer:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return found
-
-
-def _filled(expr: str) -> str:
-    words = {"$__rate_interval": "1m", "$__range": "1h", "$job": ".+", "$instance": ".+"}
-    for word, value in words.items():
-        expr = expr.replace(word, value)
-    return expr
 
 
 def _name(legend: str, labels: Mapping[str, str]) -> str:
@@ -91,20 +87,37 @@ def draw(dashboard: Dashboard, source: Source) -> Figure:
     lines: list[Row | list[Panel]] = []
     for row in dashboard.rows:
         lines += [row, *_lines_of(row)]
-    heights = [0.35 if isinstance(line, Row) else 1.1 if line[0].kind is Kind.STAT else 2.4 for line in lines]
-    figure = plt.figure(figsize=(16, sum(heights) + 1.0), layout="constrained")
-    figure.suptitle(f"Safelight / {dashboard.title}", fontsize=15, x=0.01, ha="left")
-    grid = figure.add_gridspec(len(lines) + 1, COLUMNS, height_ratios=[*heights, 0.2])
-    for number, line in enumerate(lines):
-        if isinstance(line, Row):
-            _words(figure.add_subplot(grid[number, :]), line.title, 12, "left")
-            continue
+    heights = [HEADING if isinstance(line, Row) else HEIGHTS.get(line[0].kind, HEIGHT) for line in lines]
+    page = Page(WIDTH, TITLE + sum(heights) + HEADING)
+    _words(page.axes(0, 0, COLUMNS, TITLE), f"Safelight / {dashboard.title}", 15, "left")
+    top = TITLE
+    for line, height in zip(lines, heights, strict=True):
         column = 0
-        for panel in line:
-            _panel(figure.add_subplot(grid[number, column : column + panel.width]), panel, source)
+        for panel in [] if isinstance(line, Row) else line:
+            _panel(page.axes(column, top, panel.width, height), panel, source)
             column += panel.width
-    _words(figure.add_subplot(grid[len(lines), :]), NOTE, 9, "left")
-    return figure
+        if isinstance(line, Row):
+            _words(page.axes(0, top, COLUMNS, height), line.title, 12, "left")
+        top += height
+    _words(page.axes(0, top, COLUMNS, HEADING), NOTE, 9, "left")
+    return page.figure
+
+
+class Page:
+    """Places axes on a figure, in columns and inches from the top."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = plt.figure(figsize=(width, height))
+        self._width, self._height = width, height
+
+    def axes(self, column: int, top: float, columns: int, height: float) -> Axes:
+        """Room for title and ticks is taken from inside."""
+        left, right, above, below = (0.25, 0.1, 0.0, 0.0) if height <= TITLE else (0.62, 0.15, 0.3, 0.3)
+        x = column / COLUMNS * self._width + left
+        width = columns / COLUMNS * self._width - left - right
+        y = self._height - top - height + below
+        inside = height - above - below
+        return self.figure.add_axes((x / self._width, y / self._height, width / self._width, inside / self._height))
 
 
 def _lines_of(row: Row) -> list[list[Panel]]:
@@ -123,8 +136,7 @@ def _words(axes: Axes, text: str, size: int, side: str, colour: str = "#333333")
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Words within a panel, which do not push the others aside."""
-    axes.text(x, y, text, va="center", transform=axes.transAxes, in_layout=False, **style)
+    axes.text(x, y, text, va="center", transform=axes.transAxes, **style)
 
 
 def _panel(axes: Axes, panel: Panel, source: Source) -> None:
@@ -168,6 +180,7 @@ def _stack(axes: Axes, panel: Panel, source: Source) -> None:
         for query in panel.queries
         for each in source.over_time(query)
     ]
+    found = [pair for pair in found if any(map(float, pair[1].values()))] or found[:1]
     times = sorted({at for _, values in found for at in values})
     if found:
         heights = [[float(values.get(at, 0)) for at in times] for _, values in found]
@@ -187,7 +200,6 @@ def _finish(axes: Axes, panel: Panel) -> None:
             axes.axhline(value, color=COLOURS[colour], linestyle="--", linewidth=0.8)
     axes.yaxis.set_major_formatter(lambda value, _place: say(value, panel.unit))
     axes.tick_params(labelsize=7)
-    axes.set_xlabel("minutes", fontsize=7)
     axes.legend(fontsize=6, loc="upper left", ncols=2, framealpha=0.6)
 
 

@@ -37,7 +37,7 @@ class Series:
         value = self.value(now) if fault is None else fault
         if not self.is_counter:
             return value
-        self.total += value * (now - self.seen if self.seen is not None else 0.0)
+        self.total += value * max(0.0, now - self.seen if self.seen is not None else 0.0)
         self.seen = now
         return self.total
 

@@ -28,6 +28,7 @@ SIMULATED = {"dcgm": "gpu", "cadvisor": "containers", "node": "host"}
 JOBS = ("api", "probe", "inbox", "prometheus", "alertmanager", *SIMULATED)
 PROBE_TOKEN = "probe-of-the-local-stack"
 START_SECONDS = 120.0
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # all is on this machine
 STOP_SECONDS = 30.0
 
 
@@ -53,7 +54,7 @@ class Program:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env=os.environ | self.environment,
+                env=_world() | self.environment,
                 start_new_session=True,
             )
 
@@ -66,11 +67,11 @@ class Program:
                 os.killpg(self.process.pid, how)
             else:
                 self.process.send_signal(how)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):  # what it left behind, or itself
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
         self.process = None
 
 
@@ -101,8 +102,9 @@ class Stack:
 
     def stop(self) -> None:
         """End all, the API first, which drains."""
-        for program in self.programs.values():
-            program.stop(signal.SIGTERM)
+        with contextlib.ExitStack() as all_of_them:
+            for program in reversed(self.programs.values()):
+                all_of_them.callback(program.stop)
 
     def await_ready(self, name: str, patience: float = START_SECONDS) -> None:
         """Wait until one of them works. Raises `CannotStart`."""
@@ -116,9 +118,7 @@ class Stack:
             time.sleep(0.1)
 
     def configure(self) -> None:
-        """Write the configuration of Prometheus and Alertmanager: the committed one, with local addresses and this "
-        "timing.
-        """
+        """Write the committed configuration of Prometheus and Alertmanager, with local addresses and this timing."""
         found = slo.load()
         for path, text in prometheus(found, self.timing):
             target = self.folder / "prometheus" / path
@@ -262,9 +262,14 @@ def until(found: Callable[[], Any], patience: float, what: str) -> Any:
     return result
 
 
+def _world() -> dict[str, str]:
+    """The environment without settings that are meant for another service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
+
+
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with OPENER.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False

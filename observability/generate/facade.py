@@ -11,7 +11,9 @@ from observability.generate.alert import Group, Recording
 
 INFO = "on (instance, gpu) group_left (uuid, model) safelight_gpu_info"
 MIB = 2**20
-LAST_XID = "DCGM_FI_DEV_XID_ERRORS"
+LAST_XID, LAST_XID_BEFORE = (
+    f"(DCGM_FI_DEV_XID_ERROR{when} or DCGM_FI_DEV_XID_ERRORS{when})" for when in ("", " offset 5m")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,14 @@ GPU = (
         ("DCGM_FI_DEV_ROW_REMAP_FAILED", "DCGM_FI_DEV_ROW_REMAP_FAILURE"),
         "",
     ),
-    # Where the exporter does not count errors, it has the last one, which stays: one that was another before is new.
+    # Where the exporter does not count errors, it has the last one, which stays: it is new if another stood for it
+    # before, when the exporter was there.
     Source(
         "gpu:xid_errors:increase5m",
         (
             "DCGM_EXP_XID_ERRORS_COUNT > 0",
-            f'count_values by (UUID, gpu, modelName) ("xid", {LAST_XID} > 0 unless {LAST_XID} == {LAST_XID} offset 5m)',
+            f'count_values by (UUID, gpu, modelName, simulated) ("xid", {LAST_XID} > 0 '
+            f'and on (instance) up{{job="dcgm"}} offset 5m == 1 unless {LAST_XID} == {LAST_XID_BEFORE})',
         ),
         "increase(safelight_gpu_xid_errors_total[5m]) > 0",
         by="xid",
@@ -174,7 +178,7 @@ def groups() -> tuple[Group, ...]:
             _by_container("sum", f"increase({of('container_oom_events_total')}[15m])"),
         ),
     )
-    present = Recording("gpu:present:count", "count(gpu:memory_total:bytes) or vector(0)")
+    present = Recording("gpu:present:count", "count(count by (uuid) (gpu:memory_total:bytes)) or vector(0)")
     ratio = Recording("gpu:memory:ratio", "gpu:memory_used:bytes / gpu:memory_total:bytes")
     energy = Recording(
         "service:energy_per_image:joules_5m",

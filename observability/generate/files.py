@@ -47,9 +47,7 @@ def prometheus(found: slo.Objectives, timing: Timing = SHIPPED) -> Iterator[tupl
 
 
 def promtool(found: slo.Objectives) -> Iterator[tuple[str, str]]:
-    """Test files, by their path in Prometheus' folder. Cases that take hours have fewer values, and a file of their "
-    "own.
-    """
+    """Test files, by their path in Prometheus' folder; cases that take hours have a file of their own."""
     for path, groups in rule_files(found).items():
         folder, name = path.removesuffix(".yml").split("/")
         if folder == "rules":
@@ -58,7 +56,7 @@ def promtool(found: slo.Objectives) -> Iterator[tuple[str, str]]:
             scenarios = list(rules.scenarios(alerts(groups)))
         else:
             files = [f"../{path}"]
-            scenarios = list(objectives.scenarios(found, alerts(groups)))
+            scenarios = list(objectives.scenarios(found, name, alerts(groups)))
         for every in sorted({each.case.every for each in scenarios}):
             cases = [each for each in scenarios if each.case.every == every]
             yield f"tests/{folder}-{name}-{every}.yml", rules.to_yaml(rules.tests(files, cases, every), SOURCE)

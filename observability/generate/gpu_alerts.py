@@ -8,6 +8,7 @@ FATAL_XIDS = ("48", "62", "64", "74", "79", "95", "119", "120")
 
 OF_DCGM = 'gpu="0", UUID="GPU-1", modelName="H100", instance="dcgm:9400"'
 OF_NVML = 'gpu="0", instance="api:8000"'
+UP = 'up{job="dcgm", instance="dcgm:9400"}'
 INFO = {'safelight_gpu_info{gpu="0", instance="api:8000", uuid="GPU-1", model="H100"}': "1x200"}
 
 
@@ -105,7 +106,7 @@ def _fatal_xid() -> Alert:
         expr=f'gpu:xid_errors:increase5m{{xid=~"{"|".join(FATAL_XIDS)}"}} > 0',
         keep="15m",
         fires=Case({_dcgm("DCGM_EXP_XID_ERRORS_COUNT", ', xid="79"'): "_x8 1x20"}, at="5m"),
-        silent=Case({_dcgm("DCGM_FI_DEV_XID_ERRORS"): "79x140"}, at="30m"),
+        silent=Case({UP: "1x20 0x20 1x40", _dcgm("DCGM_FI_DEV_XID_ERRORS"): "79x20 _x20 79x40"}, at="16m"),
     )
 
 
@@ -120,7 +121,7 @@ def _xid() -> Alert:
         description="GPU {{ $labels.gpu }} ({{ $labels.model }}, {{ $labels.uuid }}) reported XID {{ $labels.xid }}.",
         expr=f'gpu:xid_errors:increase5m{{xid!~"{"|".join(FATAL_XIDS)}"}} > 0',
         keep="15m",
-        fires=Case({_dcgm("DCGM_FI_DEV_XID_ERRORS"): "0x8 31x20"}, at="5m"),
+        fires=Case({UP: "1x60", _dcgm("DCGM_FI_DEV_XID_ERRORS"): "0x30 31x20"}, at="9m"),
         silent=Case({**INFO, _nvml("gpu_xid_errors_total", ', xid="31"'): "4x60"}, at="10m"),
     )
 
@@ -251,7 +252,6 @@ def _facts_unavailable() -> Alert:
 
 
 def _exporter_stale() -> Alert:
-    up = 'up{job="dcgm", instance="dcgm:9400"}'
     return Alert(
         "GpuExporterStale",
         Severity.WARNING,
@@ -262,6 +262,6 @@ def _exporter_stale() -> Alert:
         description="{{ $labels.instance }} is up and has no temperature of any GPU.",
         expr=('up{job="dcgm"} == 1\nunless on (instance) (DCGM_FI_DEV_GPU_TEMP_CELSIUS or DCGM_FI_DEV_GPU_TEMP)'),
         hold="3m",
-        fires=Case({up: "1x40"}, at="6m"),
-        silent=Case({up: "1x40", _dcgm("DCGM_FI_DEV_GPU_TEMP"): "60x40"}, at="6m"),
+        fires=Case({UP: "1x40"}, at="6m"),
+        silent=Case({UP: "1x40", _dcgm("DCGM_FI_DEV_GPU_TEMP"): "60x40"}, at="6m"),
     )

@@ -1,18 +1,17 @@
-"""From the objectives: how many events were not as promised, over every window, and alerts when the budget goes "
-"fast.
-"""
+"""From the objectives: shares of events that were not as promised, and alerts when a budget goes too fast."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from observability.declared import PREFIX
 from observability.generate.alert import Alert, Case, Group, Recording, Severity, Team
-from observability.generate.rules import Scenario, merged
+from observability.generate.rules import Scenario, matchers, merged
 from observability.generate.timing import seconds
 from observability.labels import ENDINGS, Outcome, Reason, Source, WorkClass
 from observability.slo import BAD, Availability, BurnRate, Latency, Objective, Objectives, QueueWait
 
 BASE = "5m"
+INTERVAL = "1m"  # of their evaluation
 WINDOWS = ("30m", "1h", "2h", "6h", "1d", "3d")
 HOLDS = {"critical": "2m", "warning": "15m"}
 FAMILIES = {"availability": "Availability", "latency": "Latency", "queue_wait": "QueueWait"}
@@ -28,7 +27,7 @@ def groups(objectives: Objectives, profile: str) -> tuple[Group, ...]:
     alerts = tuple(
         _alert(name, each, rate, objectives) for name, each in named.items() for rate in objectives.burn_rates
     )
-    return Group("objectives", recordings, interval="1m"), Group("budgets", alerts)
+    return Group("objectives", recordings, interval=INTERVAL), Group("budgets", alerts)
 
 
 def _events(name: str, objective: Objective) -> Iterator[Recording]:
@@ -121,7 +120,8 @@ def _alert(name: str, objective: Objective, rate: BurnRate, objectives: Objectiv
         expr=(
             f"slo:errors:ratio_rate{rate.long}{of} > {limit}\n"
             f"and slo:errors:ratio_rate{rate.short}{of} > {limit}\n"
-            f"and avg_over_time(slo:events:rate{BASE}{of}[{rate.long}]) * <{rate.long}> >= {objectives.minimum_events}"
+            # A sum of what there is: a mean would make many events of few where history is short.
+            f"and sum_over_time(slo:events:rate{BASE}{of}[{rate.long}]) * <{INTERVAL}> >= {objectives.minimum_events}"
         ),
         hold=HOLDS[rate.severity],
         labels={"slo": name, "window": rate.long},
@@ -137,13 +137,14 @@ def _spent(days: float) -> str:
 def _case(objective: Objective, rate: BurnRate, share: float) -> Case:
     """A thousand events a minute, of which errors burn the budget at `share` of the rate of the alert."""
     errors = min(1.0, share * rate.factor * (1 - objective.objective))
-    bad, good = round(1000 * errors), 1000 - round(1000 * errors)
+    bad = round(1000 * errors)
     # Long enough for the shorter window, the hold, and a little more; a mean over less than its window is no other.
     minutes = seconds(rate.short) // 60 + seconds(HOLDS[rate.severity]) // 60 + 10
-    return Case(_events_of(objective, good, bad), at=f"{minutes}m", every="1m")
+    return Case(_events_of(objective, 1000 - bad, bad), at=f"{minutes}m", every="1m")
 
 
 def _events_of(objective: Objective, good: int, bad: int) -> dict[str, str]:
+    """So many a minute; and others that do not count."""
     match objective:
         case Availability():
             return {
@@ -154,16 +155,16 @@ def _events_of(objective: Objective, good: int, bad: int) -> dict[str, str]:
             }
         case Latency(work_classes=classes, threshold=threshold):
             labels = {"work_class": classes[0].value, "source": "user"}
-            return _histogram("request_duration_seconds", labels, threshold, good)
+            return _histogram("request_duration_seconds", labels, threshold, good, good + bad)
         case QueueWait(priorities=priorities, threshold=threshold):
-            return _histogram("queue_wait_seconds", {"priority": priorities[0].value}, threshold, good)
+            return _histogram("queue_wait_seconds", {"priority": priorities[0].value}, threshold, good, good + bad)
 
 
-def _histogram(metric: str, labels: Mapping[str, str], threshold: float, good: int) -> dict[str, str]:
+def _histogram(metric: str, labels: Mapping[str, str], threshold: float, good: int, every: int) -> dict[str, str]:
     return {
         _series(f"{metric}_bucket", **labels, le=str(threshold)): f"0+{good}x2000",
-        _series(f"{metric}_bucket", **labels, le="+Inf"): "0+1000x2000",
-        _series(f"{metric}_count", **labels): "0+1000x2000",
+        _series(f"{metric}_bucket", **labels, le="+Inf"): f"0+{every}x2000",
+        _series(f"{metric}_count", **labels): f"0+{every}x2000",
     }
 
 
@@ -172,10 +173,17 @@ def _series(metric: str, **labels: str) -> str:
     return f"{PREFIX}{metric}{{{found}}}"
 
 
-def scenarios(objectives: Objectives, alerts: Sequence[Alert]) -> Iterator[Scenario]:
+def scenarios(objectives: Objectives, profile: str, alerts: Sequence[Alert]) -> Iterator[Scenario]:
     """Of each burn rate two, for all objectives at once: a little faster than it, and a little slower."""
     for rate in objectives.burn_rates:
         found = [each for each in alerts if each.labels["window"] == rate.long]
         for is_firing in (True, False):
             word = "faster" if is_firing else "slower"
             yield merged(f"errors that burn the budget {word} than {rate.factor:g} times", found, is_firing)
+    # Few events, all of them errors, and no history.
+    young = {
+        name: values
+        for each in objectives.profiles[profile].values()
+        for name, values in _events_of(each, 0, 1).items()
+    }
+    yield Scenario("a few errors at the start", Case(young, "12m", "1m"), {matchers(each): False for each in alerts})

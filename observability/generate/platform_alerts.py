@@ -25,7 +25,10 @@ def _probe_failing() -> Alert:
         dashboard="overview",
         summary="The probe gets no right picture",
         description="{{ $labels.instance }} asks for a picture now and then; the last ones were missing or wrong.",
-        expr=("safelight_probe_success == 0\nand on (instance) safelight_probe_last_run_timestamp_seconds > 0"),
+        expr=(
+            "safelight_probe_success == 0\nand on (instance) safelight_probe_last_run_timestamp_seconds > 0\n"
+            'unless on () max(up{job="api"}) == 0'
+        ),
         hold="2m",
         fires=Case({success: "1x4 0x40", last: "0+15x50"}, at="5m"),
         silent=Case({success: "1x4 0x6 1x40", last: "0+15x50"}, at="5m"),

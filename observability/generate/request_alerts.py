@@ -104,6 +104,7 @@ def _p99(limits: Limits) -> Alert:
             f'{bucket}"{limits.latency_p99}"}}': f"0+{100 - slow}x80",
             f'{bucket}"120.0"}}': "0+100x80",
             f'{bucket}"+Inf"}}': "0+100x80",
+            COMPLETED: "0+100x80",
         }
 
     return Alert(
@@ -113,7 +114,10 @@ def _p99(limits: Limits) -> Alert:
         dashboard="requests",
         summary="The slowest requests take very long",
         description="One request in a hundred takes longer than {{ $value | humanizeDuration }}.",
-        expr=f'service:request_duration_seconds:quantile_rate5m{{quantile="0.99"}} > {limits.latency_p99:g}',
+        expr=(
+            f'service:request_duration_seconds:quantile_rate5m{{quantile="0.99"}} > {limits.latency_p99:g}\n'
+            f"and on () service:requests_counted:increase5m >= {limits.failing_requests}"
+        ),
         hold="5m",
         fires=Case(durations(5), at="12m"),
         silent=Case(durations(0), at="12m"),

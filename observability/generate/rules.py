@@ -88,16 +88,16 @@ class Scenario:
 def scenarios(alerts: Iterable[Alert]) -> Iterator[Scenario]:
     """Two of each alert."""
     for alert in alerts:
-        yield Scenario(f"{alert.name} fires", alert.fires, {_matchers(alert): True})
+        yield Scenario(f"{alert.name} fires", alert.fires, {matchers(alert): True})
         if alert.silent is not None:
-            yield Scenario(f"{alert.name} does not fire", alert.silent, {_matchers(alert): False})
+            yield Scenario(f"{alert.name} does not fire", alert.silent, {matchers(alert): False})
 
 
 def merged(name: str, alerts: Sequence[Alert], is_firing: bool) -> Scenario:
     """One for alerts that do not get in each other's way and look at the same moment."""
     cases = [each for alert in alerts if (each := alert.fires if is_firing else alert.silent) is not None]
     series = {name: values for case in cases for name, values in case.series.items()}
-    return Scenario(name, replace(cases[0], series=series), {_matchers(each): is_firing for each in alerts})
+    return Scenario(name, replace(cases[0], series=series), {matchers(each): is_firing for each in alerts})
 
 
 def tests(files: Sequence[str], found: Iterable[Scenario], evaluation: str) -> dict[str, Any]:
@@ -122,6 +122,7 @@ def _test(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _matchers(alert: Alert) -> str:
+def matchers(alert: Alert) -> str:
+    """What finds this alert, firing, among all that fire."""
     labels = {"alertname": alert.name, "alertstate": "firing", **labels_of(alert)}
     return ", ".join(f'{name}="{value}"' for name, value in labels.items())

@@ -18,12 +18,10 @@ none, an alert that serves the others.
 def index(alerts: Iterable[Alert]) -> str:
     """The whole file, the most severe first."""
     order = list(Severity)
-    rows: dict[str, tuple[Severity, str]] = {}
+    rows: dict[str, str] = {}
     for alert in sorted(alerts, key=lambda each: (order.index(each.severity), each.name)):
-        severities = rows.get(alert.name)
-        team = "" if alert.team is None else alert.team.value
-        summary = alert.summary if severities is None else ""
-        if severities is None:
-            rows[alert.name] = (alert.severity, f"{team} | {summary}")
-    lines = [f"| [{name}]({name}.md) | {severity} | {rest} |" for name, (severity, rest) in rows.items()]
-    return HEAD + "\n".join(lines) + "\n"
+        team = alert.team or ""
+        rows.setdefault(
+            alert.name, f"| [{alert.name}]({alert.name}.md) | {alert.severity} | {team} | {alert.summary} |"
+        )
+    return HEAD + "\n".join(rows.values()) + "\n"

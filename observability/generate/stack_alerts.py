@@ -44,7 +44,7 @@ def _scrape_slow() -> Alert:
         team=Team.PLATFORM,
         summary="A scrape takes very long",
         description="A scrape of {{ $labels.job }} at {{ $labels.instance }} takes {{ $value | humanizeDuration }}.",
-        expr="avg_over_time(scrape_duration_seconds[5m]) > <5s>",
+        expr="avg_over_time(scrape_duration_seconds[5m]) > 5",
         hold="5m",
         fires=Case({slow: "8x60"}, at="12m"),
         silent=Case({slow: "0.02x60"}, at="12m"),
@@ -82,10 +82,7 @@ def _notifications_fail() -> Alert:
         description=(
             "{{ $labels.instance }} failed {{ $value | humanize }} times within 5 minutes to hand alerts over."
         ),
-        expr=(
-            "round(sum by (instance) (increase(prometheus_notifications_errors_total[5m])\n"
-            "or increase(prometheus_notifications_dropped_total[5m]))) > 0"
-        ),
+        expr="round(sum by (instance) (increase(prometheus_notifications_errors_total[5m]))) > 0",
         hold="1m",
         keep="5m",
         fires=Case({errors: "0x8 0+1x40"}, at="6m"),

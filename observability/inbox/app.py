@@ -64,10 +64,13 @@ async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
 
 @router.post("/webhook")
 async def webhook(request: Request, inbox: InboxDep) -> dict[str, int]:
-    """Keep what Alertmanager tells. 401, 413 or 422 if it is not Alertmanager's; nothing of it is kept then."""
+    """Keep what Alertmanager tells. 401, 413, 415 or 422 if it is not Alertmanager's; nothing of it is kept then."""
     try:
         if not inbox.knows(request.headers.get("authorization", "")):
             raise HTTPException(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+        # Another type could be sent by any web page that its reader has open on this machine.
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise HTTPException(415, "the body must be application/json")
         notification = parse(await _body(request))
     except Malformed as error:
         refused = HTTPException(422, str(error))
@@ -102,7 +105,7 @@ def alerts(
     since: float | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
 ) -> list[Record]:
-    """Alerts, the one that came last first. `since` (Unix seconds): only those that were heard of from then on."""
+    """Alerts, the one heard of last first. `since` (Unix seconds): only those that were heard of from then on."""
     return inbox.store.alerts(status, alertname, since, limit)
 
 

@@ -63,7 +63,7 @@ SELECT * FROM alerts
 WHERE (:status IS NULL OR status = :status)
     AND (:alertname IS NULL OR alertname = :alertname)
     AND (:since IS NULL OR last_seen >= :since)
-ORDER BY id DESC LIMIT :limit
+ORDER BY last_seen DESC, id DESC LIMIT :limit
 """
 FORGET = """
 DELETE FROM alerts WHERE id NOT IN (SELECT id FROM alerts ORDER BY status = 'firing' DESC, last_seen DESC LIMIT ?)
@@ -126,7 +126,7 @@ class Store:
         since: float | None = None,
         limit: int = 100,
     ) -> list[Record]:
-        """Those that were heard of at or after `since`; the one that came last is first."""
+        """Those that were heard of at or after `since`; the one that was heard of last is first."""
         wanted = {"status": status, "alertname": alertname, "since": since, "limit": limit}
         with self._lock, closing(self._database.execute(SELECT, wanted)) as rows:
             return [_record(row) for row in rows]

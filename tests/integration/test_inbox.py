@@ -125,11 +125,20 @@ def test_a_bad_body_is_refused_and_changes_nothing(
     """It is told why, it is counted, and what is there stays."""
     inbox.post(alert("Before"))
     before, rejected = inbox.alerts(limit=1000), inbox.metric("rejected_total")
-    response = inbox.client.post("/webhook", content=body if declared else iter([body[:1000], body[1000:]]))
+    sent = body if declared else iter([body[:1000], body[1000:]])
+    response = inbox.client.post("/webhook", content=sent, headers={"Content-Type": "application/json"})
     assert (response.status_code, expected in response.json()["detail"]) == (status, True), response.text
     assert inbox.alerts(limit=1000) == before
     assert inbox.metric("rejected_total") == rejected + 1
     inbox.post(alert("After"))
+
+
+def test_a_web_page_cannot_post(inbox: Running) -> None:
+    """What a browser sends for any page without asking is refused: it might pretend to be the watchdog."""
+    body = json.dumps(notification(alert("Forged"))).encode()
+    response = inbox.client.post("/webhook", content=body, headers={"Content-Type": "text/plain;charset=UTF-8"})
+    assert response.status_code == 415
+    assert inbox.alerts(alertname="Forged") == []
 
 
 def test_only_who_has_the_token_may_post(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("stack")
     settings = {"gpu_dollars_per_hour": "1", "faults": f"fail={POISON}"}
     with running(folder, Timing(scrape=SCRAPE_SECONDS), **settings) as started, flowing(started.url("api")):
-        httpx.put(started.url("dcgm", "/faults"), json={"DCGM_EXP_XID_ERRORS_COUNT": 31}, trust_env=False)
+        fault = {"DCGM_EXP_XID_ERRORS_COUNT": 31}
+        assert httpx.put(started.url("dcgm", "/faults"), json=fault, trust_env=False).status_code == 204
         time.sleep(WARM_SECONDS)
         yield started
 

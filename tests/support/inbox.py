@@ -28,8 +28,12 @@ class Running:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service", "inbox"], env=environment(folder, **given), stderr=log
             )
-        self.client = httpx.Client(base_url=str(until(self._address)), timeout=PATIENCE)
-        until(lambda: self.client.get("/health/live").status_code == 200)
+        try:
+            self.client = httpx.Client(base_url=str(until(self._address)), timeout=PATIENCE)
+            until(lambda: self.client.get("/health/live").status_code == 200)
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _address(self) -> str | None:
         match = LISTENS.search(self.log.read_text())

@@ -123,7 +123,7 @@ def test_a_new_start_ends_the_one_before(store: Store) -> None:
     assert (newer.status, older.status) == (AlertStatus.FIRING, AlertStatus.RESOLVED)
     assert (older.ends_at, older.received_resolved_at) == (None, None)
     take(store, alert(status="resolved"), now=30.0)
-    assert [each.ends_at for each in store.alerts()] == [None, ENDED_SECONDS]
+    assert [each.ends_at for each in store.alerts()] == [ENDED_SECONDS, None], "the one heard of last comes first"
 
 
 def test_alerts_are_found_by_what_is_asked(store: Store) -> None:

@@ -26,7 +26,7 @@ def dashboard(_found: Objectives) -> Dashboard:
             Row("Targets", _targets()),
             Row("Probe", _probe()),
             Row("Prometheus", _prometheus()),
-            Row("Alertmanager and inbox", _delivery()),
+            Row("Alertmanager and inbox", (*_delivery(), *_inbox(), _configuration())),
             Row("Telemetry of the service", _telemetry()),
         ),
         chooses_instances=False,
@@ -37,13 +37,11 @@ def _alerts() -> tuple[Panel, ...]:
     return (
         Panel(
             "Firing now",
-            "`ALERTS`: all firing alerts that ask for someone or are told beside one.",
+            "`ALERTS`: all firing alerts. Good: Watchdog alone, which always fires.",
             "short",
-            (Query('ALERTS{alertstate="firing", severity!="none"}', "{{alertname}}"),),
+            (Query('ALERTS{alertstate="firing"}', "{{alertname}}"),),
             Kind.TABLE,
             width=16,
-            no_data="None",
-            empty="Only while an alert fires.",
         ),
         Panel(
             "Watchdog",
@@ -179,6 +177,11 @@ def _delivery() -> tuple[Panel, ...]:
                 ),
             ),
         ),
+    )
+
+
+def _inbox() -> tuple[Panel, ...]:
+    return (
         Panel(
             "Alerts in the inbox",
             "`safelight_inbox_alerts_firing`: firing alerts that arrived.",
@@ -201,21 +204,24 @@ def _delivery() -> tuple[Panel, ...]:
             words={"1": ("arrives", GREEN), "0": ("missing", RED)},
             no_data="No inbox",
         ),
-        Panel(
-            "Configuration as it was last written",
-            "`prometheus_config_last_reload_successful`, `alertmanager_config_last_reload_successful`: whether it "
-            "could be read.",
-            "short",
-            (
-                Query("prometheus_config_last_reload_successful", "Prometheus"),
-                Query("alertmanager_config_last_reload_successful", "Alertmanager"),
-            ),
-            Kind.STAT,
-            width=24,
-            base=RED,
-            steps=((1, GREEN),),
-            words={"1": ("yes", GREEN), "0": ("no", RED)},
+    )
+
+
+def _configuration() -> Panel:
+    return Panel(
+        "Configuration as it was last written",
+        "`prometheus_config_last_reload_successful`, `alertmanager_config_last_reload_successful`: whether it "
+        "could be read.",
+        "short",
+        (
+            Query("prometheus_config_last_reload_successful", "Prometheus"),
+            Query("alertmanager_config_last_reload_successful", "Alertmanager"),
         ),
+        Kind.STAT,
+        width=24,
+        base=RED,
+        steps=((1, GREEN),),
+        words={"1": ("yes", GREEN), "0": ("no", RED)},
     )
 
 

@@ -32,7 +32,10 @@ Builder = Any  # the builders of panels have their methods in common, but no bas
 
 def to_json(dashboard: Dashboard) -> str:
     """The file that Grafana reads."""
-    return json.dumps(_dashboard(dashboard).build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    content = json.loads(json.dumps(_dashboard(dashboard).build(), cls=JSONEncoder))
+    for annotation in content["annotations"]["list"]:
+        annotation["titleFormat"] = ANNOTATIONS[annotation["name"]][2]  # the library knows no such thing
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _dashboard(dashboard: Dashboard) -> grafana.Dashboard:
@@ -50,8 +53,8 @@ def _dashboard(dashboard: Dashboard) -> grafana.Dashboard:
     )
     for variable in _variables(dashboard):
         built.with_variable(variable)
-    for name, (colour, expr, text) in ANNOTATIONS.items():
-        built.annotation(_annotation(name, colour, expr, text))
+    for name, (colour, expr, _) in ANNOTATIONS.items():
+        built.annotation(_annotation(name, colour, expr))
     number = 0
     for row in dashboard.rows:
         built.with_row(grafana.Row(row.title))
@@ -80,7 +83,7 @@ def _variables(dashboard: Dashboard) -> list[Any]:
         source,
         _choice("job", "Job", f"label_values({ready}, job)"),
         _choice("model", "Model", 'label_values(safelight_model_info{job=~"$job"}, name)'),
-        _choice("instance", "Instance", f'label_values({ready}{{job=~"$job"}}, instance)'),
+        _choice("instance", "Instance", 'label_values(safelight_model_info{job=~"$job", name=~"$model"}, instance)'),
     ]
 
 
@@ -100,7 +103,7 @@ def _choice(name: str, label: str, query: str) -> grafana.QueryVariable:
     )
 
 
-def _annotation(name: str, colour: str, expr: str, text: str) -> grafana.AnnotationQuery:
+def _annotation(name: str, colour: str, expr: str) -> grafana.AnnotationQuery:
     return grafana.AnnotationQuery().name(name).datasource(PROMETHEUS).enable(True).icon_color(colour).expr(expr)
 
 
@@ -154,14 +157,15 @@ def _stack(panel: Panel) -> timeseries.Panel:
     return _lines(panel).fill_opacity(40).stacking(StackingConfig().mode(common.StackingMode.NORMAL))
 
 
-def _stat(_panel: Panel) -> stat.Panel:
+def _stat(panel: Panel) -> stat.Panel:
+    is_several = len(panel.queries) > 1 or "{{" in panel.queries[0].legend
     last = ReduceDataOptions().calcs(["lastNotNull"]).values(False)
     return (
         stat.Panel()
         .reduce_options(last)
         .color_mode(common.BigValueColorMode.VALUE)
         .graph_mode(common.BigValueGraphMode.NONE)
-        .text_mode(common.BigValueTextMode.AUTO)
+        .text_mode(common.BigValueTextMode.VALUE_AND_NAME if is_several else common.BigValueTextMode.VALUE)
     )
 
 

@@ -14,12 +14,12 @@ def dashboard(found: Objectives) -> Dashboard:
         "container",
         "Containers and host",
         "Processor, memory, network and restarts of each container; disk, memory and processor of the host.",
-        (Row("Containers", _containers(found)), Row("Host", _host(found))),
+        (Row("Containers", (*_shares(found), *_traffic())), Row("Host", _host(found))),
         chooses_instances=False,
     )
 
 
-def _containers(found: Objectives) -> tuple[Panel, ...]:
+def _shares(found: Objectives) -> tuple[Panel, ...]:
     limit = found.limits.container_memory
     return (
         Panel(
@@ -59,6 +59,11 @@ def _containers(found: Objectives) -> tuple[Panel, ...]:
             no_data="No limits",
             empty=NO_CADVISOR,
         ),
+    )
+
+
+def _traffic() -> tuple[Panel, ...]:
+    return (
         Panel(
             "Network",
             "`container:network_received:bytes_rate5m`, `container:network_sent:bytes_rate5m`.",

@@ -36,7 +36,7 @@ def dashboard(found: Objectives) -> Dashboard:
             Row("Steps", _steps()),
             Row("Admission", _admission()),
             Row("Waste and trouble", _waste(found)),
-            Row("Model and process", _process(found)),
+            Row("Model and process", (*_process(found), *_life())),
         ),
     )
 
@@ -266,6 +266,11 @@ def _process(found: Objectives) -> tuple[Panel, ...]:
                 Query(f"sum by (instance) ({metric('engine_process_resident_memory_bytes')})", "{{instance}}, engine"),
             ),
         ),
+    )
+
+
+def _life() -> tuple[Panel, ...]:
+    return (
         Panel(
             "Loading the model",
             "`safelight_model_load_seconds`, `safelight_model_warmup_seconds`: what a start takes.",
@@ -285,13 +290,6 @@ def _process(found: Objectives) -> tuple[Panel, ...]:
             (Query(f"sum({metric('draining')})", "draining"),),
             Kind.STAT,
             base=BLUE,
-            width=6,
-        ),
-        Panel(
-            "Open files",
-            "`process_open_fds`: of the API; it should not grow for ever.",
-            "short",
-            (Query(f"sum by (instance) {process('process_open_fds')}", "{{instance}}"),),
-            width=6,
+            width=12,
         ),
     )

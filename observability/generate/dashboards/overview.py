@@ -29,7 +29,7 @@ def dashboard(found: Objectives) -> Dashboard:
         "Overview",
         "Objectives and their budgets; requests, errors, durations; what changed.",
         (
-            Row("Now", _now(found)),
+            Row("Now", (*_state(), *_now(found))),
             Row("Objectives", _objectives(found)),
             Row("Requests", _red(found)),
             Row("What changed", _changes()),
@@ -37,17 +37,13 @@ def dashboard(found: Objectives) -> Dashboard:
     )
 
 
-def _now(found: Objectives) -> tuple[Panel, ...]:
-    limits = found.limits
+def _state() -> tuple[Panel, ...]:
     return (
         Panel(
             "Reachable",
-            "`up`: processes that answer Prometheus. All should.",
-            "short",
-            (
-                Query('sum(up{job=~"$job", instance=~"$instance"})', "up"),
-                Query('count(up{job=~"$job", instance=~"$instance"})', "of"),
-            ),
+            "`up`: share of the API's processes that answer Prometheus. All should.",
+            "percentunit",
+            (Query('avg(up{job=~"api|worker", instance=~"$instance"})', "up"),),
             Kind.STAT,
             width=4,
             base=RED,
@@ -66,6 +62,12 @@ def _now(found: Objectives) -> tuple[Panel, ...]:
             words=YES_NO,
             no_data="Unreachable",
         ),
+    )
+
+
+def _now(found: Objectives) -> tuple[Panel, ...]:
+    limits = found.limits
+    return (
         Panel(
             "Requests not completed",
             "`service:requests_bad:ratio_rate5m`: share of users' requests that failed, expired or were refused for "

@@ -78,10 +78,13 @@ class Limits(_Strict):
     gpu_idle: Share
     gpu_memory: Share
     gpu_celsius: int = Field(gt=0)
+    gpu_throttled: Share
     container_memory: Share
+    container_throttled: Share
     disk_free: Share
     disk_full: Share
     host_memory_free: Share
+    scrape: float = Field(gt=0)
 
 
 class Links(_Strict):

@@ -30,7 +30,7 @@ def rule_files(found: slo.Objectives) -> dict[str, tuple[Group, ...]]:
         "rules/service.yml": (*service_rules.groups(), *request_alerts.groups(limits), *engine_alerts.groups(limits)),
         "rules/gpu.yml": (gpus, *gpu_alerts.groups(limits)),
         "rules/platform.yml": (containers, *platform_alerts.groups(limits)),
-        "rules/stack.yml": stack_alerts.groups(),
+        "rules/stack.yml": stack_alerts.groups(limits),
     }
     return common | {f"slo/{profile}.yml": objectives.groups(found, profile) for profile in found.profiles}
 

@@ -23,7 +23,7 @@ def _nvml(metric: str, more: str = "") -> str:
 def groups(limits: Limits) -> tuple[Group, ...]:
     """All of them."""
     busy = (_saturated(limits), _idle_with_work(limits), _memory_high(limits))
-    health = (_fatal_xid(), _xid(), _ecc(), _row_remap(), _hot(limits), _thermal(), _power())
+    health = (_fatal_xid(), _xid(), _ecc(), _row_remap(), _hot(limits), _thermal(limits), _power())
     facts = (_missing(), _facts_unavailable(), _exporter_stale())
     return Group("gpu-saturation", busy), Group("gpu-health", health), Group("gpu-facts", facts)
 
@@ -174,7 +174,7 @@ def _hot(limits: Limits) -> Alert:
     )
 
 
-def _thermal() -> Alert:
+def _thermal(limits: Limits) -> Alert:
     return Alert(
         "GpuThermalThrottling",
         Severity.WARNING,
@@ -186,7 +186,7 @@ def _thermal() -> Alert:
             "GPU {{ $labels.gpu }} ({{ $labels.model }}) was slowed down {{ $value | humanizePercentage }} of 5 "
             "minutes."
         ),
-        expr="gpu:thermal_throttle:ratio_rate5m > 0.1",
+        expr=f"gpu:thermal_throttle:ratio_rate5m > {limits.gpu_throttled:g}",
         hold="5m",
         fires=Case({_dcgm("DCGM_FI_DEV_THERMAL_VIOLATION"): "0+7500000000x80"}, at="14m"),
         silent=Case({_dcgm("DCGM_FI_DEV_GPU_THERMAL_THROTTLE_SECONDS_TOTAL"): "0+0.3x80"}, at="14m"),

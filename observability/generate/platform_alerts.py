@@ -11,7 +11,7 @@ SERVICE = 'container_label_com_docker_compose_service="api", id="/docker/1"'
 def groups(limits: Limits) -> tuple[Group, ...]:
     """All of them."""
     probe = (_probe_failing(), _probe_silent(limits))
-    containers = (_container_restarting(), _container_killed(), _container_throttled(), _container_memory(limits))
+    containers = (_container_restarting(), _container_killed(), _container_throttled(limits), _container_memory(limits))
     host = (_disk(limits), _disk_full(limits), _memory(limits))
     return Group("probe", probe), Group("containers-health", containers), Group("host", host)
 
@@ -87,7 +87,7 @@ def _container_killed() -> Alert:
     )
 
 
-def _container_throttled() -> Alert:
+def _container_throttled(limits: Limits) -> Alert:
     def series(throttled: int) -> dict[str, str]:
         return {
             f"container_cpu_cfs_periods_total{{{SERVICE}}}": "0+100x100",
@@ -102,7 +102,7 @@ def _container_throttled() -> Alert:
         team=Team.PLATFORM,
         summary="A container gets less processor time than it wants",
         description="{{ $labels.container }} was held back in {{ $value | humanizePercentage }} of its time slices.",
-        expr="container:cpu_throttled:ratio_rate5m > 0.25",
+        expr=f"container:cpu_throttled:ratio_rate5m > {limits.container_throttled:g}",
         hold="10m",
         fires=Case(series(60), at="20m"),
         silent=Case(series(10), at="20m"),

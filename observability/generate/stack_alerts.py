@@ -1,16 +1,17 @@
 """Alerts about what watches the service: nobody else would tell."""
 
 from observability.generate.alert import Alert, Case, Group, Severity, Team
+from observability.slo import Limits
 
 PROMETHEUS = 'job="prometheus", instance="prometheus:9090"'
 ALERTMANAGER = 'job="alertmanager", instance="alertmanager:9093"'
 
 
-def groups() -> tuple[Group, ...]:
+def groups(limits: Limits) -> tuple[Group, ...]:
     """All of them."""
     prometheus = (_rules_fail(), _notifications_fail(), _no_alertmanager(), _reload("prometheus"))
     return (
-        Group("targets", (_target_down(), _scrape_slow())),
+        Group("targets", (_target_down(), _scrape_slow(limits))),
         Group("prometheus", prometheus),
         Group("alertmanager", (_deliveries_fail(), _reload("alertmanager"))),
         Group("meta", (_watchdog(), _info_inhibitor())),
@@ -34,7 +35,7 @@ def _target_down() -> Alert:
     )
 
 
-def _scrape_slow() -> Alert:
+def _scrape_slow(limits: Limits) -> Alert:
     slow = 'scrape_duration_seconds{job="api", instance="api:8000"}'
     return Alert(
         "ScrapeSlow",
@@ -44,7 +45,7 @@ def _scrape_slow() -> Alert:
         team=Team.PLATFORM,
         summary="A scrape takes very long",
         description="A scrape of {{ $labels.job }} at {{ $labels.instance }} takes {{ $value | humanizeDuration }}.",
-        expr="avg_over_time(scrape_duration_seconds[5m]) > 5",
+        expr=f"avg_over_time(scrape_duration_seconds[5m]) > {limits.scrape:g}",
         hold="5m",
         fires=Case({slow: "8x60"}, at="12m"),
         silent=Case({slow: "0.02x60"}, at="12m"),

@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page in a context of its own, in which no script and no request to elsewhere goes unnoticed."""
+    """A page in a context of its own."""
     context = browser.new_context()
     made = context.new_page()
     yield made

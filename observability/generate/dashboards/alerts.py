@@ -15,7 +15,7 @@ from observability.generate.dashboards.panel import (
 from observability.slo import Objectives
 
 
-def dashboard(_found: Objectives) -> Dashboard:
+def dashboard(found: Objectives) -> Dashboard:
     """For who asks whether silence means that all is well."""
     return Dashboard(
         "alerts",
@@ -23,7 +23,7 @@ def dashboard(_found: Objectives) -> Dashboard:
         "Firing alerts; targets, rules, notifications; what telemetry loses and costs.",
         (
             Row("Alerts", _alerts()),
-            Row("Targets", _targets()),
+            Row("Targets", _targets(found)),
             Row("Probe", _probe()),
             Row("Prometheus", _prometheus()),
             Row("Alertmanager and inbox", (*_delivery(), *_inbox(), _configuration())),
@@ -65,7 +65,7 @@ def _alerts() -> tuple[Panel, ...]:
     )
 
 
-def _targets() -> tuple[Panel, ...]:
+def _targets(found: Objectives) -> tuple[Panel, ...]:
     return (
         Panel(
             "Targets",
@@ -84,7 +84,7 @@ def _targets() -> tuple[Panel, ...]:
             "s",
             (Query("scrape_duration_seconds", "{{job}} {{instance}}"),),
             width=12,
-            steps=((5, RED),),
+            steps=((found.limits.scrape, RED),),
         ),
         Panel(
             "Series in a scrape",

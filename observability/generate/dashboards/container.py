@@ -33,10 +33,10 @@ def _shares(found: Objectives) -> tuple[Panel, ...]:
         Panel(
             "Held back",
             "`container:cpu_throttled:ratio_rate5m`: share of time slices in which a container was held back at its "
-            "limit. Good: 0; 25 % raise an alert.",
+            f"limit. Good: 0; {found.limits.container_throttled:.0%} raise an alert.",
             "percentunit",
             (Query("container:cpu_throttled:ratio_rate5m", NAME),),
-            steps=((0.05, YELLOW), (0.25, RED)),
+            steps=((0.05, YELLOW), (found.limits.container_throttled, RED)),
             most=1,
             no_data="No limits",
             empty=NO_CADVISOR,

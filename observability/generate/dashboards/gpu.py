@@ -161,7 +161,7 @@ def _power(found: Objectives) -> tuple[Panel, ...]:
                 Query("gpu:power_throttle:ratio_rate5m", f"{GPU}, power"),
             ),
             width=24,
-            steps=((0.1, ORANGE),),
+            steps=((found.limits.gpu_throttled, ORANGE),),
             most=1,
             no_data="No GPU",
             empty=NO_GPU,

@@ -50,7 +50,7 @@ def _idle_with_work(limits: Limits) -> Alert:
     def series(utilization: int) -> dict[str, str]:
         return {
             _dcgm("DCGM_FI_DEV_GPU_UTIL"): f"{utilization}x100",
-            'safelight_queue_depth{instance="api:8000", priority="normal"}': "5x100",
+            'instance:requests_waiting:sum{instance="api:8000"}': "5x100",
         }
 
     return Alert(

@@ -135,16 +135,17 @@ def _spent(days: float) -> str:
 
 
 def _case(objective: Objective, rate: BurnRate, share: float) -> Case:
-    """A thousand events a minute, of which errors burn the budget at `share` of the rate of the alert."""
+    """A thousand events for each value, of which errors burn the budget at `share` of the rate of the alert."""
     errors = min(1.0, share * rate.factor * (1 - objective.objective))
     bad = round(1000 * errors)
     # Long enough for the shorter window, the hold, and a little more; a mean over less than its window is no other.
     minutes = seconds(rate.short) // 60 + seconds(HOLDS[rate.severity]) // 60 + 10
-    return Case(_events_of(objective, 1000 - bad, bad), at=f"{minutes}m", every="1m")
+    every = "1m" if rate.severity == "critical" else "2m"  # what takes hours is looked at less often
+    return Case(_events_of(objective, 1000 - bad, bad), at=f"{minutes}m", every=every)
 
 
 def _events_of(objective: Objective, good: int, bad: int) -> dict[str, str]:
-    """So many a minute; and others that do not count."""
+    """So many for each value; and others that do not count."""
     match objective:
         case Availability():
             return {

@@ -1,14 +1,14 @@
 """From the objectives: shares of events that were not as promised, and alerts when a budget goes too fast."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 
 from observability.declared import PREFIX
 from observability.generate.alert import Alert, Case, Group, Recording, Severity, Team
 from observability.generate.rules import Scenario, matchers, merged
+from observability.generate.selectors import BAD_REQUESTS, COUNTED_REQUESTS, any_of, selector, summed
 from observability.generate.timing import seconds
-from observability.labels import ENDINGS, Outcome, Reason, Source, WorkClass
-from observability.slo import BAD, Availability, BurnRate, Latency, Objective, Objectives, QueueWait
+from observability.labels import Source, WorkClass
+from observability.slo import Availability, BurnRate, Latency, Objective, Objectives, QueueWait
 
 BASE = "5m"
 INTERVAL = "1m"  # of their evaluation
@@ -49,57 +49,33 @@ def _ratios(days: int) -> Iterator[Recording]:
 
 
 def _rate(selectors: Sequence[str]) -> str:
-    return f"sum({' or '.join(f'rate({each}[{BASE}])' for each in selectors)})"
+    return summed("rate", selectors, BASE)
 
 
-def _all(objective: Objective) -> list[str]:
+def _all(objective: Objective) -> Sequence[str]:
     match objective:
         case Availability():
-            return [_requests({Outcome.COMPLETED: list(ENDINGS[Outcome.COMPLETED])}), *_bad_requests()]
+            return COUNTED_REQUESTS
         case Latency(work_classes=classes):
             return [_durations("count", classes)]
         case QueueWait(priorities=priorities):
-            return [_selector("queue_wait_seconds_count", priority=_any(priorities))]
+            return [selector("queue_wait_seconds_count", priority=any_of(priorities))]
 
 
 def _errors(objective: Objective) -> str:
     match objective:
         case Availability():
-            return _rate(_bad_requests())
+            return _rate(BAD_REQUESTS)
         case Latency(work_classes=classes, threshold=threshold):
             fast = _durations("bucket", classes, le=str(threshold))
             return f"{_rate(_all(objective))} - {_rate([fast])}"
         case QueueWait(priorities=priorities, threshold=threshold):
-            fast = _selector("queue_wait_seconds_bucket", priority=_any(priorities), le=str(threshold))
+            fast = selector("queue_wait_seconds_bucket", priority=any_of(priorities), le=str(threshold))
             return f"{_rate(_all(objective))} - {_rate([fast])}"
 
 
-def _bad_requests() -> list[str]:
-    """One selector an outcome, so that a reason is never taken for that of another outcome."""
-    return [
-        _requests({outcome: [reason for _, reason in pairs]})
-        for outcome, pairs in groupby(BAD, key=lambda pair: pair[0])
-    ]
-
-
-def _requests(endings: Mapping[Outcome, Sequence[Reason]]) -> str:
-    ((outcome, reasons),) = endings.items()
-    whole = set(reasons) == set(ENDINGS[outcome])
-    matchers = {"outcome": outcome.value} if whole else {"outcome": outcome.value, "reason": _any(reasons)}
-    return _selector("requests_total", source=Source.USER.value, **matchers)
-
-
 def _durations(part: str, classes: Sequence[WorkClass], **more: str) -> str:
-    return _selector(f"request_duration_seconds_{part}", source=Source.USER.value, work_class=_any(classes), **more)
-
-
-def _any(values: Sequence[str]) -> str:
-    return "|".join(values)
-
-
-def _selector(metric: str, **matchers: str) -> str:
-    found = ", ".join(f'{name}{"=~" if "|" in value else "="}"{value}"' for name, value in matchers.items())
-    return f"{PREFIX}{metric}{{{found}}}"
+    return selector(f"request_duration_seconds_{part}", source=Source.USER.value, work_class=any_of(classes), **more)
 
 
 def _alert(name: str, objective: Objective, rate: BurnRate, objectives: Objectives) -> Alert:

@@ -1,29 +1,16 @@
 """Recording rules about the service: what its dashboards and alerts have in common."""
 
-from collections.abc import Sequence
-
 from observability.generate.alert import Group, Recording
-from observability.labels import ENDINGS, Outcome, Reason
+from observability.generate.selectors import BAD_REQUESTS, COUNTED_REQUESTS, summed
 
 USERS = 'source="user"'
-REFUSED = "|".join(each for each in ENDINGS[Outcome.REJECTED] if each is not Reason.DEADLINE)
-# What users asked for and did not get as promised, and all that counts; as in the objectives.
-BAD = (
-    f'safelight_requests_total{{{USERS}, outcome=~"failed|expired"}}',
-    f'safelight_requests_total{{{USERS}, outcome="rejected", reason=~"{REFUSED}"}}',
-)
-COUNTED = (f'safelight_requests_total{{{USERS}, outcome="completed"}}', *BAD)
 QUANTILES = ("0.5", "0.95", "0.99")
-
-
-def _sum(selectors: Sequence[str], function: str, window: str) -> str:
-    return f"sum({' or '.join(f'{function}({each}[{window}])' for each in selectors)})"
 
 
 def _ratio(window: str) -> Recording:
     return Recording(
         f"service:requests_bad:ratio_rate{window}",
-        f"{_sum(BAD, 'rate', window)}\n/ ({_sum(COUNTED, 'rate', window)} > 0)",
+        f"{summed('rate', BAD_REQUESTS, window)}\n/ ({summed('rate', COUNTED_REQUESTS, window)} > 0)",
     )
 
 
@@ -47,9 +34,9 @@ def groups() -> tuple[Group, ...]:
     """All of them."""
     requests = (
         Recording("service:requests:rate5m", f"sum by (outcome) (rate(safelight_requests_total{{{USERS}}}[5m]))"),
-        Recording("service:requests_counted:increase5m", _sum(COUNTED, "increase", "5m")),
-        Recording("service:requests_counted:increase1h", _sum(COUNTED, "increase", "1h")),
-        Recording("service:requests_bad:increase1h", _sum(BAD, "increase", "1h")),
+        Recording("service:requests_counted:increase5m", summed("increase", COUNTED_REQUESTS, "5m")),
+        Recording("service:requests_counted:increase1h", summed("increase", COUNTED_REQUESTS, "1h")),
+        Recording("service:requests_bad:increase1h", summed("increase", BAD_REQUESTS, "1h")),
         _ratio("1m"),
         _ratio("5m"),
         *_quantiles("request_duration_seconds", f"{{{USERS}}}"),

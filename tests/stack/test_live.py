@@ -99,10 +99,16 @@ def test_queries_are_quick(prometheus: Prometheus, capsys: pytest.CaptureFixture
             print(f"  {seconds * 1000:.0f} ms  {' '.join(expr.split())}")  # noqa: T201
 
 
-def test_an_alert_reaches_the_inbox(stack: Stack) -> None:
-    """The one that always fires has arrived, by Prometheus and Alertmanager."""
+def test_alerts_reach_the_inbox(stack: Stack) -> None:
+    """By Prometheus and Alertmanager: the one that always fires, and one of a simulated GPU with its texts."""
 
-    def state() -> bool:
-        return bool(httpx.get(stack.url("inbox", "/watchdog"), trust_env=False).json()["state"] == "ok")
+    def asked(path: str, **parameters: str) -> Any:
+        return httpx.get(stack.url("inbox", path), params=parameters, trust_env=False).json()
 
-    until(state, PATIENCE, "Watchdog at the inbox")
+    until(lambda: asked("/watchdog")["state"] != "waiting", PATIENCE, "Watchdog at the inbox")
+    assert asked("/watchdog")["state"] == "ok"
+    found = until(lambda: asked("/alerts", alertname="GpuXid"), PATIENCE, "GpuXid at the inbox")
+    (alert,) = found
+    assert alert["labels"]["simulated"] == "true"
+    assert alert["annotations"]["description"] == "GPU 0 (Simulated GPU 80GB, GPU-simulated-0) reported XID 31."
+    assert alert["annotations"]["runbook_url"] == f"{FOUND.links.runbooks}/GpuXid"

@@ -4,7 +4,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-export PYTHON TORCH
+export PYTHON TORCH PROFILE LOAD
 
 # Folders with Python code; mypy reads all but the tests.
 CODE := $(wildcard service observability models benchmarks tests)
@@ -12,7 +12,7 @@ TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
 TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
-.PHONY: help run test test-stack lint format bench bench-telemetry soak config lock clean
+.PHONY: help run stack stack-down test test-stack test-compose gameday lint format bench bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -21,6 +21,12 @@ help: ## print this list
 run: $(READY) ## serve on 127.0.0.1; PORT=8000, ARGS="more arguments"
 	@$(BIN)/safelight serve --host 127.0.0.1 --port $(PORT) $(ARGS)
 
+stack: ## the whole stack in containers; PROFILE=gpu or demo-gpu, LOAD=1 for users, ARGS="arguments of compose up"
+	@tools/compose up --build $(ARGS)
+
+stack-down: ## end it; ARGS=--volumes forgets what it kept
+	@tools/compose down $(ARGS)
+
 test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
@@ -28,6 +34,14 @@ test: lint ## check style and types, run every test; ARGS="pytest arguments"
 test-stack: $(READY) ## run a whole stack, every panel's query and rule against it, pages in a browser; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS) prometheus-alertmanager:prometheus-alertmanager chromium:chromium
 	$(BIN)/pytest tests/stack tests/browser $(ARGS)
+
+test-compose: $(READY) ## start the stack in containers, with stand-ins where no image can be had; ARGS="pytest arguments"
+	@tools/setup programs dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap
+	$(BIN)/pytest tests/compose $(ARGS)
+
+gameday: $(READY) ## make every alert fire and resolve, and write docs/gameday.md; ARGS="--core, or other arguments"
+	@tools/setup programs promtool:prometheus prometheus-alertmanager:prometheus-alertmanager
+	$(BIN)/safelight gameday --markdown docs/gameday.md $(ARGS)
 
 lint: $(READY) ## check style and types only
 	$(BIN)/ruff check $(CODE)

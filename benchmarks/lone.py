@@ -41,6 +41,7 @@ from service.engine.contract import (
     Submit,
     TaskFailed,
 )
+from service.engine.faults import Faults
 from service.engine.worker import make_loop
 from service.settings import EngineSettings
 
@@ -64,7 +65,7 @@ class InProcessEngine:
         self.heard: list[tuple[float, Message]] = []
         self._inbox: SimpleQueue[Command] = SimpleQueue()
         settings = EngineSettings(model=model, data_dir=data_dir, device="cpu", dtype="float32")
-        self._loop = make_loop(settings, self._inbox, self._hear)
+        self._loop = make_loop(settings, self._inbox, self._hear, Faults())
         ready = self.heard.pop()[1]
         assert isinstance(ready, Ready), ready
         self.ready = ready

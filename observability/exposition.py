@@ -1,10 +1,10 @@
-"""What a scrape gets, and a server for it, and for the log's level, whose thread is not the API's."""
+"""What a scrape gets, and a server for it, and for what is set while a process runs, whose thread is not the API's."""
 
 import logging
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -19,9 +19,9 @@ from observability.logs import set_level
 
 log = logging.getLogger("safelight.metrics")
 
-MAX_LEVEL_BYTES = 100
+DEBUG = "/debug/"
+MAX_WORD_BYTES = 500
 IDLE_SECONDS = 120.0  # a connection without requests is closed
-NOT_FOUND = b"there are GET /metrics and PUT /debug/log-level\n"
 SCRAPE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -54,6 +54,10 @@ class Exposition:
         return text, content_type
 
 
+Put = Callable[[str], None]
+"""Takes a value in one word, or raises `ValueError` that says what would do."""
+
+
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         log.warning("a scrape was not answered", exc_info=sys.exception())
@@ -63,18 +67,19 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
-class MetricsServer:
-    """`GET /metrics` and `PUT /debug/log-level` on a port of their own.
+LOG_LEVEL: Mapping[str, Put] = {"log-level": set_level}
 
-    Each connection has its own thread, and none of them is the event loop's. `on_level` is told a new level of the log.
-    Raises `OSError` when the address cannot be used.
+
+class MetricsServer:
+    """`GET /metrics`, and `PUT /debug/NAME` for each of `settable`, on a port of their own.
+
+    Each connection has its own thread, and none of them is the event loop's. Raises `OSError` when the address cannot
+    be used.
     """
 
-    def __init__(
-        self, exposition: Exposition, host: str, port: int, on_level: Callable[[str], None] = lambda _level: None
-    ) -> None:
+    def __init__(self, exposition: Exposition, host: str, port: int, settable: Mapping[str, Put] = LOG_LEVEL) -> None:
         server = _Server6 if ":" in host else _Server
-        self._server = server((host, port), partial(_Handler, exposition, on_level))
+        self._server = server((host, port), partial(_Handler, exposition, settable))
         self.port: int = self._server.server_port
         Thread(target=self._server.serve_forever, name="safelight-metrics", daemon=True).start()
 
@@ -91,15 +96,15 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS
     disable_nagle_algorithm = True
 
-    def __init__(self, exposition: Exposition, on_level: Callable[[str], None], *args: Any) -> None:
+    def __init__(self, exposition: Exposition, settable: Mapping[str, Put], *args: Any) -> None:
         self._exposition = exposition
-        self._on_level = on_level
+        self._settable = settable
         super().__init__(*args)
 
     def do_GET(self) -> None:
         self.close_connection |= "Content-Length" in self.headers or "Transfer-Encoding" in self.headers  # not read
         if self._path != "/metrics":
-            self._answer(404, NOT_FOUND)
+            self._not_found()
             return
         self._answer(200, *self._exposition.render(self.headers.get("Accept", "")))
 
@@ -107,26 +112,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_PUT(self) -> None:
-        """Set the log's level as the body says, in one word."""
-        level = self._word()
-        if self._path != "/debug/log-level":
-            self._answer(404, NOT_FOUND)
+        """Set what the path names to the body, which is one word."""
+        word = self._word()
+        name = self._path.removeprefix(DEBUG)
+        put = self._settable.get(name) if self._path.startswith(DEBUG) else None
+        if put is None:
+            self._not_found()
             return
         try:
-            set_level(level)
+            if word is None:
+                raise ValueError(f"must be one word of at most {MAX_WORD_BYTES} bytes")
+            put(word)
         except ValueError as error:
-            self._answer(400, f"the level {error}\n".encode())
+            self._answer(400, f"{name} {error}\n".encode())
             return
-        self._on_level(level)
-        self._answer(200, f"{level}\n".encode())
+        self._answer(200, f"{word}\n".encode())
 
-    def _word(self) -> str:
-        """The body; of one that is too long, or as long as it likes, nothing."""
+    def _word(self) -> str | None:
+        """The body; None of one that is too long, or as long as it likes."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > 3 or int(length) > MAX_LEVEL_BYTES:
+        if not length.isdecimal() or len(length) > 3 or int(length) > MAX_WORD_BYTES:
             self.close_connection = True  # what follows here is no request
-            return ""
-        return self.rfile.read(int(length)).decode("ascii", "replace").strip().lower()
+            return None
+        return self.rfile.read(int(length)).decode("ascii", "replace").strip()
+
+    def _not_found(self) -> None:
+        settable = "".join(f", PUT {DEBUG}{name}" for name in self._settable)
+        self._answer(404, f"there are GET /metrics{settable}\n".encode())
 
     @property
     def _path(self) -> str:

@@ -103,6 +103,7 @@ def config(level: str, style: str = "auto") -> dict[str, Any]:
 
 def set_level(level: str) -> None:
     """From now on, of the service's own loggers. Raises `ValueError` for a level that there is not."""
+    level = level.lower()
     if level not in LEVELS:
         raise ValueError(f"must be one of {', '.join(LEVELS)}")
     for name in OWN_LOGGERS:

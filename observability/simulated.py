@@ -17,6 +17,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 XID = "DCGM_EXP_XID_ERRORS_COUNT"  # its fault is the number of the error
+NVML = "safelight_nvml_state"  # with this fault, the service is said to see an NVML that hangs
+SLOW = "slow"  # its fault is seconds before every answer
 GONE = "gone"  # with this fault, no series of the exporter's devices is left
 
 
@@ -132,9 +134,9 @@ class Simulation(Collector):
         self._clock = clock
         self._lock = threading.Lock()
         self._faults: dict[str, float] = {}
-        self.names = {each.name for each in self._series} | {GONE}
+        self.names = {each.name for each in self._series} | {GONE, SLOW}
         if any(each.name.startswith("DCGM_") for each in self._series):
-            self.names.add(XID)
+            self.names |= {XID, NVML}
 
     def set_faults(self, faults: Mapping[str, float]) -> None:
         """Take these in the place of those in force. Raises `KeyError` with the name of a series that there is not."""
@@ -142,6 +144,11 @@ class Simulation(Collector):
             raise KeyError(min(unknown))
         with self._lock:
             self._faults = dict(faults)
+
+    def delay(self) -> float:
+        """Seconds to wait before an answer."""
+        with self._lock:
+            return self._faults.get(SLOW, 0.0)
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
@@ -156,6 +163,9 @@ class Simulation(Collector):
             if (code := self._faults.get(XID)) is not None:
                 families[XID] = _family(XID, "XID errors of the last minutes.", is_counter=False)
                 families[XID].add_sample(XID, {**self._series[0].labels, "xid": f"{code:g}"}, 1)
+            if NVML in self._faults:
+                families[NVML] = _family(NVML, "How NVML is doing.", is_counter=False)
+                families[NVML].add_sample(NVML, {"state": "hanging", "simulated": "true"}, 1)
         yield from families.values()
 
 
@@ -174,6 +184,7 @@ def make_app(simulation: Simulation) -> FastAPI:
 
     @app.get("/metrics")
     def metrics(request: Request) -> Response:
+        time.sleep(simulation.delay())
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"Content-Type": content_type})
 

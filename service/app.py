@@ -17,9 +17,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 from prometheus_fastapi_instrumentator import metrics as http_metrics
 
+from observability import logs
 from observability import slo as slo_objectives
 from observability.events import DrainStarted, ServiceStarted, ServiceStopped
-from observability.exposition import Exposition, MetricsServer
+from observability.exposition import Exposition, MetricsServer, Put
 from observability.labels import Consumer
 from observability.logs import RequestLog
 from observability.metering import Metrics
@@ -112,10 +113,19 @@ class Service:
         if port is None:
             return None
         try:
-            return MetricsServer(self._exposition, host, port, self._engine.set_log_level)
+            return MetricsServer(self._exposition, host, port, self._settable())
         except OSError as error:
             detail = f"SAFELIGHT_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
             raise StartupError(detail) from error
+
+    def _settable(self) -> dict[str, Put]:
+        """What can be set while the service runs; faults only if a setting allows them."""
+        faults = {} if self._settings.faults is None else {"faults": self._engine.put_faults}
+        return {"log-level": self._set_log_level, **faults}
+
+    def _set_log_level(self, level: str) -> None:
+        logs.set_level(level)
+        self._engine.set_log_level(level)
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:

@@ -17,7 +17,9 @@ PREFIX = "SAFELIGHT_"
 SchedulerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "lcm", "flow_match_euler"]
 SCHEDULER_NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 
-FAULTS = frozenset({"fail", "crash", "hang", "oom_above"})
+WORD_FAULTS = frozenset({"fail", "crash", "hang"})
+FAULT_NUMBERS = {"oom_above": r"\d{1,6}", "slow": r"\d{1,4}(\.\d+)?", "load": r"\d{1,4}(\.\d+)?"}
+FAULTS_ALLOWED = "1"
 SIZE = r"([1-9]\d{0,4})x([1-9]\d{0,4})"
 
 
@@ -33,11 +35,20 @@ def _slots(value: str | None) -> str | None:
     return value
 
 
+def check_faults(text: str) -> None:
+    """Raise `ValueError` if `text` is not what `engine.faults` takes."""
+    faults = dict(parse_qsl(text, keep_blank_values=True))
+    unknown = faults.keys() - WORD_FAULTS - FAULT_NUMBERS.keys()
+    numbers_are_right = all(re.fullmatch(pattern, faults.get(name, "0")) for name, pattern in FAULT_NUMBERS.items())
+    if unknown or (text and not faults) or "" in faults.values() or not numbers_are_right:
+        raise ValueError("must be faults such as fail=WORD&crash=WORD&hang=WORD&slow=0.5&oom_above=4&load=10")
+
+
 def _faults(value: str | None) -> str | None:
-    faults = dict(parse_qsl(value or "", keep_blank_values=True))
-    unknown = faults.keys() - FAULTS
-    if unknown or (value and not faults) or not faults.get("oom_above", "0").isdecimal():
-        raise ValueError("must be faults such as fail=WORD&crash=WORD&hang=WORD&oom_above=4")
+    if not value:
+        return None
+    if value != FAULTS_ALLOWED:
+        check_faults(value)
     return value
 
 
@@ -119,7 +130,8 @@ class EngineSettings(BaseSettings):
     )
     faults: Annotated[str | None, AfterValidator(_faults)] = Field(
         None,
-        description="Faults to inject, for drills: fail=WORD&crash=WORD&hang=WORD&oom_above=N (see engine/faults.py).",
+        description="For drills: 1 allows PUT /debug/faults on the metrics port; or faults to begin with, as "
+        "fail=WORD&crash=WORD&hang=WORD&slow=SECONDS&oom_above=N&load=SECONDS (see engine/faults.py).",
     )
 
     @property

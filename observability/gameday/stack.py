@@ -3,23 +3,20 @@ API, probe and inbox; GPU, containers and host simulated. Time may run faster th
 """
 
 import contextlib
-import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from observability import slo
+from observability.gameday.program import CannotStart, Program
 from observability.generate.files import ROOT, prometheus
 from observability.generate.timing import SHIPPED, Timing
 
@@ -29,50 +26,6 @@ JOBS = ("api", "probe", "inbox", "prometheus", "alertmanager", *SIMULATED)
 PROBE_TOKEN = "probe-of-the-local-stack"
 START_SECONDS = 120.0
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # all is on this machine
-STOP_SECONDS = 30.0
-
-
-class CannotStart(Exception):
-    """A program is missing, or did not answer in time; the text says which, and shows the end of its log."""
-
-
-@dataclass(slots=True)
-class Program:
-    """One process, and how to know that it works."""
-
-    command: list[str]
-    log: Path
-    ready_url: str
-    environment: dict[str, str] = field(default_factory=dict)
-    process: "subprocess.Popen[bytes] | None" = None
-
-    def start(self) -> None:
-        """Start it; `Stack.await_ready` waits for it."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-                env=_world() | self.environment,
-                start_new_session=True,
-            )
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it and what it started."""
-        if self.process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            if how is signal.SIGKILL:
-                os.killpg(self.process.pid, how)
-            else:
-                self.process.send_signal(how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # what it left behind, or itself
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
 
 
 class Stack:
@@ -260,11 +213,6 @@ def until(found: Callable[[], Any], patience: float, what: str) -> Any:
             raise TimeoutError(f"not within {patience:g} s: {what}")
         time.sleep(0.1)
     return result
-
-
-def _world() -> dict[str, str]:
-    """The environment without settings that are meant for another service."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
 
 
 def _answers(url: str) -> bool:

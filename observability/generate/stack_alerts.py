@@ -45,7 +45,7 @@ def _scrape_slow(limits: Limits) -> Alert:
         team=Team.PLATFORM,
         summary="A scrape takes very long",
         description="A scrape of {{ $labels.job }} at {{ $labels.instance }} takes {{ $value | humanizeDuration }}.",
-        expr=f"avg_over_time(scrape_duration_seconds[5m]) > {limits.scrape:g}",
+        expr=f"avg_over_time(scrape_duration_seconds[5m]) > {limits.scrape:g} * <scrape>",
         hold="5m",
         fires=Case({slow: "8x60"}, at="12m"),
         silent=Case({slow: "0.02x60"}, at="12m"),

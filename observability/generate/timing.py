@@ -1,7 +1,7 @@
 """Durations in rules, as they ship and compressed, so that a drill of hours runs in minutes.
 
 A rule is written once. In its expression a window stands as Prometheus has it, `[5m]` or `offset 1h`, and a duration
-that is compared with seconds as `<2m>`, which becomes `120`.
+that is compared with seconds as `<2m>`, which becomes `120`; `<scrape>` is the time between scrapes.
 """
 
 import re
@@ -33,6 +33,7 @@ class Timing:
                 return f"[{self.window(match[1])}]"
             return f"offset {self.window(match[3])}"
 
+        text = text.replace("<scrape>", f"{self.scrape:g}")
         amounts = AMOUNT.sub(lambda match: f"{seconds(match[1]) / self.factor:g}", text)
         return WINDOW.sub(window, amounts)
 

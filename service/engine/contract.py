@@ -66,7 +66,14 @@ class LogLevel:
     level: str
 
 
-Command = Submit | Raise | Cancel | Drain | LogLevel
+@dataclass(frozen=True, slots=True)
+class PutFaults:
+    """Have these faults in force, as `engine.faults` takes them, and no others; at once, also amid a step."""
+
+    text: str
+
+
+Command = Submit | Raise | Cancel | Drain | LogLevel | PutFaults
 
 
 @dataclass(frozen=True, slots=True)

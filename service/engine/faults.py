@@ -1,12 +1,13 @@
-"""Faults on demand, for drills and tests: `fail=WORD&crash=WORD&hang=WORD&oom_above=N`.
+"""Faults on demand, for drills and tests: `fail=WORD&crash=WORD&hang=WORD&slow=SECONDS&oom_above=N&load=SECONDS`.
 
-A step of a prompt that holds the word of `fail` raises, of `crash` ends the process, of `hang` never comes back; a
-step of more than `oom_above` pictures runs out of memory.
+A step of a prompt that holds the word of `fail` raises, of `crash` ends the process, of `hang` does not come back for
+as long as that is in force; the word `*` is in every prompt. Each step takes `slow` seconds more, a step of more than
+`oom_above` pictures runs out of memory, and loading the model takes `load` seconds more.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 from urllib.parse import parse_qsl
@@ -14,27 +15,42 @@ from urllib.parse import parse_qsl
 from service.core import ModelInfo
 from service.engine.contract import Batch, BatchModel, Picture, Pixels, R, StepModel
 
+ANY = "*"
+LOOK_SECONDS = 0.1  # between looks whether a hang is over
+
 
 class Faults:
-    """See the module's words; other options in `text` are passed over."""
+    """Those that are in force; may be changed from any thread. Other options in the text are passed over."""
 
-    def __init__(self, text: str) -> None:
-        options = dict(parse_qsl(text))
-        self._words = {action: options[action] for action in ("crash", "hang", "fail") if action in options}
-        self._oom_above = int(options.get("oom_above", 10**6))
+    def __init__(self, text: str = "") -> None:
+        self.put(text)
+
+    def put(self, text: str) -> None:
+        """Take these in the place of those in force."""
+        self._options: Mapping[str, str] = dict(parse_qsl(text))
+
+    def load(self) -> None:
+        """Take the time that loading takes more."""
+        began = time.monotonic()
+        while time.monotonic() - began < float(self._options.get("load", 0)):
+            time.sleep(LOOK_SECONDS)
 
     def strike(self, pictures: Iterable[Picture]) -> None:
         """Do what a step of these pictures asks for."""
         prompts = [each.params.prompt for each in pictures]
-        if len(prompts) > self._oom_above:
+        time.sleep(float(self._options.get("slow", 0)))
+        if len(prompts) > int(self._options.get("oom_above", len(prompts))):
             raise MemoryError
-        for action, word in self._words.items():
-            if any(word in prompt for prompt in prompts):
-                if action == "crash":
-                    os._exit(3)
-                if action == "hang":
-                    time.sleep(3600)
-                raise RuntimeError(f"asked to fail by the word {word!r}")
+        if self._meets("crash", prompts):
+            os._exit(3)
+        while self._meets("hang", prompts):
+            time.sleep(LOOK_SECONDS)
+        if self._meets("fail", prompts):
+            raise RuntimeError(f"asked to fail by the word {self._options['fail']!r}")
+
+    def _meets(self, action: str, prompts: Iterable[str]) -> bool:
+        word = self._options.get(action)
+        return word is not None and any(word == ANY or word in prompt for prompt in prompts)
 
 
 class FaultyBatchModel:

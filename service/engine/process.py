@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from service.engine import worker
-from service.engine.contract import Command, LoadFailed, LogLevel, Lost, Message
-from service.settings import EngineSettings
+from service.engine.contract import Command, LoadFailed, LogLevel, Lost, Message, PutFaults
+from service.settings import FAULTS_ALLOWED, EngineSettings, check_faults
 
 log = logging.getLogger("safelight.engine")
 
@@ -79,6 +79,15 @@ class ProcessEngine:
         """Of the process that runs, and of any that is started after it. `level` is one that the settings may name."""
         self._settings = self._settings.model_copy(update={"log_level": level})
         self.send(LogLevel(level))
+
+    def put_faults(self, text: str) -> None:
+        """Of the process that runs, and of any that is started after it; none in an empty text.
+
+        Raises `ValueError` if `text` is no such thing.
+        """
+        check_faults(text)
+        self._settings = self._settings.model_copy(update={"faults": text or FAULTS_ALLOWED})
+        self.send(PutFaults(text))
 
     def send(self, command: Command) -> None:
         """Hand over a command; it is dropped when the process is gone, which `Lost` has told or will tell."""

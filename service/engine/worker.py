@@ -14,7 +14,18 @@ from urllib.parse import urlsplit
 from observability import logs
 from observability.labels import Batching
 from service.engine.continuous import ContinuousLoop
-from service.engine.contract import BatchModel, Command, Happened, LoadFailed, Message, R, Ready, StepModel, Submit
+from service.engine.contract import (
+    BatchModel,
+    Command,
+    Happened,
+    LoadFailed,
+    Message,
+    PutFaults,
+    R,
+    Ready,
+    StepModel,
+    Submit,
+)
 from service.engine.fake import SCHEME, FakeModel
 from service.engine.faults import Faults, FaultyBatchModel, FaultyStepModel
 from service.engine.loop import EngineLoop
@@ -23,7 +34,7 @@ from service.engine.profiling import profile_by_batch, profile_by_step
 from service.engine.window_loop import WindowLoop
 from service.errors import StartupError
 from service.garbage import forget_garbage
-from service.settings import EngineSettings
+from service.settings import FAULTS_ALLOWED, EngineSettings
 
 # Read by the libraries when they are imported.
 IMPORT_ENVIRONMENT = {
@@ -43,9 +54,10 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings) -
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     inbox: SimpleQueue[Command] = SimpleQueue()
-    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    faults = make_faults(settings)
+    threading.Thread(target=_read, args=(connection, inbox, faults), daemon=True).start()
     try:
-        loop = make_loop(settings, inbox, connection.send)
+        loop = make_loop(settings, inbox, connection.send, faults)
     except StartupError as error:
         connection.send(LoadFailed(error.detail))
         return
@@ -57,13 +69,21 @@ def main(connection: "Connection[Message, Command]", settings: EngineSettings) -
     loop.run()
 
 
-def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
+def make_faults(settings: EngineSettings) -> Faults:
+    """Those of the setting, or else those in the address of a fake model."""
+    if settings.faults in {None, FAULTS_ALLOWED} and settings.model.startswith(SCHEME):
+        return Faults(urlsplit(settings.model).query)
+    return Faults(settings.faults or "")
+
+
+def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send, faults: Faults) -> EngineLoop:
     """Load the model that `settings` name, warm it, and send `Ready`; return the loop that serves it.
 
     A pipeline that cannot be driven step by step is served in `window` mode, which `Ready` tells.
     """
+    faults.load()
     if settings.model.startswith(SCHEME):
-        return _fake_loop(settings, inbox, send)
+        return _fake_loop(faults, settings, inbox, send)
     for name, value in IMPORT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from service.engine import families
@@ -75,7 +95,6 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     give_way(settings)
     loaded = LoadedPipeline(settings)
     forget_garbage()
-    faults = Faults(settings.faults or "")
     family = families.of(loaded)
     if settings.batching is not Batching.CONTINUOUS or family is None:
         return _window_loop(PipelineModel(loaded), faults, settings, inbox, send, began)
@@ -87,10 +106,9 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     return loop
 
 
-def _fake_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
+def _fake_loop(faults: Faults, settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
     began = time.monotonic()
     model = FakeModel(settings)
-    faults = Faults(settings.faults or urlsplit(settings.model).query)
     if settings.batching is not Batching.CONTINUOUS:
         return _window_loop(model, faults, settings, inbox, send, began)
     return _continuous_loop(model, faults, settings, inbox, send, began, "fake")
@@ -130,10 +148,13 @@ def _window_loop(
     return WindowLoop(FaultyBatchModel(model, faults), inbox, send, window=window, max_batch=slots)
 
 
-def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]") -> None:
+def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]", faults: Faults) -> None:
     try:
         while True:
             command = connection.recv()
+            if isinstance(command, PutFaults):  # the loop may be amid a step that hangs
+                faults.put(command.text)
+                continue
             if isinstance(command, Submit):  # the loop reads its inbox only between steps
                 command = replace(command, arrived_at=time.monotonic())
             inbox.put(command)

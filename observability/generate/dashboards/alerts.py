@@ -12,6 +12,7 @@ from observability.generate.dashboards.panel import (
     Query,
     Row,
 )
+from observability.generate.timing import SHIPPED
 from observability.slo import Objectives
 
 
@@ -84,7 +85,7 @@ def _targets(found: Objectives) -> tuple[Panel, ...]:
             "s",
             (Query("scrape_duration_seconds", "{{job}} {{instance}}"),),
             width=12,
-            steps=((found.limits.scrape, RED),),
+            steps=((found.limits.scrape * SHIPPED.scrape, RED),),
         ),
         Panel(
             "Series in a scrape",

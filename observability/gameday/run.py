@@ -1,0 +1,173 @@
+"""Runs drills, one after the other, against a stack of its own."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from observability.gameday.causes import Ground, Traces
+from observability.gameday.drills import BUDGETS, RECOVERY, Drill
+from observability.gameday.stack import running
+from observability.gameday.traffic import Traffic
+from observability.gameday.watching import LOOK_SECONDS, Seen, Watch, restless
+from observability.generate.timing import SHIPPED, Timing, seconds
+
+COMPRESSED = Timing(factor=60, scrape=1.0)
+MARGIN = 10.0  # seconds, on a slow machine, beside the time that something may take
+PATIENCE = 120.0  # seconds until what should have happened has not
+CALM_SECONDS = 900.0  # until budgets are as before
+WARM_SECONDS = 10.0
+DOLLARS = 20.0  # an hour, so that few pictures are expensive ones and many are not
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One alert of one drill; seconds since the cause began, `resolved` since it ended."""
+
+    alert: str
+    what: str
+    is_simulated: bool
+    pending: float | None
+    firing: float | None
+    notified: float | None
+    expected: float
+    resolved: float | None
+    is_muted: bool = False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it took longer than it should."""
+        return self.notified is not None and self.notified > self.expected
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a drill: its rows, others that were told as they may be, and what was wrong."""
+
+    rows: tuple[Row, ...]
+    beside: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+class GameDay:
+    """A stack with its users, and the drills that it is put through in `timing`."""
+
+    def __init__(self, ground: Ground, timing: Timing, tell: Tell) -> None:
+        self._ground = ground
+        self._timing = timing
+        self._tell = tell
+        # As shipped, a budget takes hours to recover.
+        self._lasting = BUDGETS if timing is SHIPPED else frozenset[str]()
+
+    def calm(self, patience: float = CALM_SECONDS) -> None:
+        """Wait until no alert is pending or fires. Raises `TimeoutError` that names those that do."""
+        deadline = time.monotonic() + patience
+        with RECOVERY(self._ground):
+            while found := restless(self._ground.stack, self._lasting):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not calm within {patience:g} s: {', '.join(sorted(found))}")
+                time.sleep(LOOK_SECONDS)
+
+    def run(self, drill: Drill) -> Result:
+        """One drill. Raises `TimeoutError` if it is not calm before."""
+        self.calm()
+        self._tell(f"{drill.what}: {', '.join(drill.alerts or drill.muted)}")
+        watch = Watch(self._ground.stack)
+        problems = []
+        patience = max(self._expected(drill, each) for each in (*drill.alerts, *drill.muted))
+        with drill.cause(self._ground):
+            began = time.time()
+            goal = "firing" if drill.told_after else "notified"
+            if not self._wait(watch, lambda: _is_there(watch, drill, goal), patience + PATIENCE):
+                problems.append(f"{_missing(watch, drill, goal)} not {goal} in time")
+            ended = time.time()
+        if not self._wait(watch, lambda: watch.all_are("notified", drill.alerts), PATIENCE):
+            problems.append(f"{_missing(watch, drill, 'notified')} never notified")
+        if not self._wait(watch, lambda: watch.all_are("resolved", watch.notified - self._lasting), CALM_SECONDS):
+            problems.append("not all that was notified was resolved")
+        allowed = set(drill.alerts) | drill.beside
+        if surprises := watch.notified - allowed:
+            problems.append(f"notified, but not to be: {', '.join(sorted(surprises))}")
+        rows = [
+            self._row(drill, name, watch.seen.get(name, Seen()), began, ended) for name in (*drill.alerts, *drill.muted)
+        ]
+        return Result(tuple(rows), tuple(sorted(watch.notified & drill.beside)), tuple(problems))
+
+    def _wait(self, watch: Watch, is_done: Callable[[], bool], patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        with RECOVERY(self._ground) if patience == CALM_SECONDS else contextlib.nullcontext():
+            while True:
+                watch.look()
+                if is_done():
+                    return True
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(LOOK_SECONDS)
+
+    def _expected(self, drill: Drill, alert: str) -> float:
+        return seconds(drill.expected(alert)) / self._timing.factor + MARGIN
+
+    def _row(self, drill: Drill, name: str, seen: Seen, began: float, ended: float) -> Row:
+        is_muted = name in drill.muted
+
+        def since(start: float, at: float | None) -> float | None:
+            return None if at is None else round(at - start, 1)
+
+        return Row(
+            name,
+            drill.what,
+            drill.is_simulated,
+            since(began, seen.pending),
+            since(began, seen.firing),
+            since(began, seen.notified),
+            round(self._expected(drill, name), 1),
+            since(ended, seen.resolved),
+            is_muted,
+        )
+
+
+def _is_there(watch: Watch, drill: Drill, goal: str) -> bool:
+    return watch.all_are(goal, drill.alerts) and watch.all_are("firing", drill.muted)
+
+
+def _missing(watch: Watch, drill: Drill, goal: str) -> str:
+    found = [each for each in drill.alerts if not watch.all_are(goal, [each])]
+    found += [each for each in drill.muted if not watch.all_are("firing", [each])]
+    return ", ".join(found)
+
+
+@contextlib.contextmanager
+def prepared(folder: Path, timing: Timing, tell: Tell) -> Iterator[GameDay]:
+    """A stack that is warm and calm, until the block ends."""
+    traces = Traces()
+    settings = {
+        "faults": "1",
+        "trace_ratio": "1",
+        "otlp_endpoint": f"http://127.0.0.1:{traces.port}",
+        "gpu_dollars_per_hour": f"{DOLLARS:g}",
+    }
+    try:
+        tell("starting the stack")
+        with running(folder, timing, **settings) as stack, Traffic(stack.url("api")) as traffic:
+            time.sleep(WARM_SECONDS)
+            yield GameDay(Ground(stack, traffic, traces), timing, tell)
+    finally:
+        traces.stop()
+
+
+def run(folder: Path, timing: Timing, drills: Sequence[Drill], tell: Tell) -> list[tuple[Drill, Result]]:
+    """All of `drills`; those that cannot be begun fail."""
+    results = []
+    with prepared(folder, timing, tell) as day:
+        for number, drill in enumerate(drills, 1):
+            began = time.monotonic()
+            try:
+                result = day.run(drill)
+            except (TimeoutError, RuntimeError) as error:
+                result = Result((), (), (str(error),))
+            results.append((drill, result))
+            verdict = "; ".join(result.problems) or "as it should be"
+            tell(f"  {number} of {len(drills)}, {time.monotonic() - began:.0f} s: {verdict}")
+    return results

@@ -31,17 +31,17 @@ test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-test-stack: $(READY) ## run a whole stack, every panel's query and rule against it, pages in a browser; ARGS="pytest arguments"
+test-stack: $(READY) ## run a whole stack: every query and rule, drills of alerts, pages in a browser; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS) prometheus-alertmanager:prometheus-alertmanager chromium:chromium
-	$(BIN)/pytest tests/stack tests/browser $(ARGS)
+	$(BIN)/pytest -o faulthandler_timeout=1800 tests/stack tests/browser tests/gameday $(ARGS)
 
 test-compose: $(READY) ## start the stack in containers, with stand-ins where no image can be had; ARGS="pytest arguments"
 	@tools/setup programs dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap
-	$(BIN)/pytest tests/compose $(ARGS)
+	$(BIN)/pytest -o faulthandler_timeout=1800 tests/compose $(ARGS)
 
-gameday: $(READY) ## make every alert fire and resolve, and write docs/gameday.md; ARGS="--core, or other arguments"
+gameday: $(READY) ## make every alert fire and resolve, and write docs/gameday.md; or ARGS=--core, or other arguments
 	@tools/setup programs promtool:prometheus prometheus-alertmanager:prometheus-alertmanager
-	$(BIN)/safelight gameday --markdown docs/gameday.md $(ARGS)
+	$(BIN)/safelight gameday $(or $(ARGS),--markdown docs/gameday.md)
 
 lint: $(READY) ## check style and types only
 	$(BIN)/ruff check $(CODE)

@@ -63,9 +63,11 @@ def _optional_port(value: int | None) -> int | None:
 
 
 def _url(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
+    if not value:
+        return None
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
         raise ValueError("must be a URL such as http://localhost:4318")
-    return None if value is None else value.rstrip("/")
+    return value.rstrip("/")
 
 
 class EngineSettings(BaseSettings):

@@ -25,6 +25,8 @@ from observability.gameday.traffic import SIZE, Body, easy, of_every_class, smal
 
 BUDGETS = frozenset({"AvailabilityBudgetBurn", "LatencyBudgetBurn", "QueueWaitBudgetBurn"})
 """These go on for hours after their cause, as shipped."""
+WAITING = frozenset({"ProbeSilent"})
+"""When steps are slow, the probe waits for its picture: longer, in compressed time, than it may be silent."""
 ERRORS = frozenset({"ErrorRateHigh", "RequestsFailing", "AvailabilityBudgetBurn"})
 
 
@@ -65,7 +67,7 @@ def _again(number: int) -> Body:
 
 
 def _always_new(number: int) -> Body:
-    return {"prompt": f"a fish, number {number}", "num_inference_steps": 1, **SIZE}
+    return {"prompt": "a fish", "seed": number + 2, "num_inference_steps": 1, **SIZE}
 
 
 def _hurried(number: int) -> Body:
@@ -240,6 +242,7 @@ SIMULATED = (
         ("GpuIdleWithWork", "QueueOldestOld"),
         together(simulated(GPU, DCGM_FI_DEV_GPU_UTIL_RATIO=0.1), SLOW, asked(12, **PATIENT)),
         within={"GpuIdleWithWork": "18m", "QueueOldestOld": "5m"},
+        beside=WAITING,
         is_simulated=True,
     ),
     _of(GPU, "the GPU's memory is nearly full", "GpuMemoryHigh", "7m", DCGM_FI_DEV_FB_USED_BYTES=79e9),

@@ -190,7 +190,7 @@ class Stack:
             "--data-dir",
             str(self.folder / "inbox"),
             "--watchdog-timeout",
-            f"{max(5.0, 300 / self.timing.factor):g}",
+            f"{max(15.0, 300 / self.timing.factor):g}",  # Prometheus may take 5 s to find Alertmanager again,
         ]
 
 

@@ -41,7 +41,7 @@ class Prometheus:
         return answer.json()["data"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it ends before another package has a stack of its own
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """With shipped windows and quick scrapes, warmed up, under load."""
     folder: Path = tmp_path_factory.mktemp("stack")
@@ -53,7 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it ends before another package has a stack of its own
 def prometheus(stack: Stack) -> Iterator[Prometheus]:
     """Prometheus of the stack."""
     with httpx.Client(base_url=stack.url("prometheus"), timeout=30, trust_env=False) as client:

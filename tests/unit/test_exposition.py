@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from observability.encoding import Encoder
 from observability.exposition import Exposition, MetricsServer
+from observability.logs import set_level
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -40,7 +41,12 @@ def client(levels: list[str]) -> Iterator[httpx.Client]:
     """A client of a server with one metric of the test's."""
     registry = CollectorRegistry()
     Counter("apples_total", "Apples.", registry=registry).inc(3)
-    server = MetricsServer(Exposition(registry), "127.0.0.1", 0, levels.append)
+
+    def put(level: str) -> None:
+        set_level(level)
+        levels.append(level)
+
+    server = MetricsServer(Exposition(registry), "127.0.0.1", 0, {"log-level": put})
     with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
         yield client
     server.close()
@@ -102,15 +108,18 @@ def test_the_log_level_can_be_changed(client: httpx.Client, levels: list[str]) -
     try:
         assert client.put("/debug/log-level", content="debug").text == "debug\n"
         assert log.level == logging.DEBUG
-        for body in ("loud", "", "x" * 5000):
+        for body in ("loud", ""):
             refused = client.put("/debug/log-level", content=body)
             assert refused.status_code == 400
             assert "debug, info, warning, error" in refused.text
+        long = client.put("/debug/log-level", content="x" * 5000)
+        assert (long.status_code, long.text) == (400, "log-level must be one word of at most 500 bytes\n")
         assert log.level == logging.DEBUG
         chunks = iter([b"war", b"ning"])  # without its length
         assert client.put("/debug/log-level", content=chunks).status_code == 400
         assert client.put("/metrics", content="debug").status_code == 404
         assert client.get("/debug/log-level").status_code == 404
+        assert client.put("/debug/faults", content="fail=x").text == "there are GET /metrics, PUT /debug/log-level\n"
         assert levels == ["debug"]
     finally:
         log.setLevel(before)

@@ -97,7 +97,7 @@ SERVICE = (
         ("EngineStalled",),
         together(QUIET, faults(f"hang={WORD}"), asked(1, **LONG)),
         within="4m",
-        beside=frozenset({"QueueOldestOld", "ProbeFailing"}),
+        beside=WAITING | {"QueueOldestOld", "ProbeFailing"},
         is_core=True,
     ),
     Drill(
@@ -105,7 +105,7 @@ SERVICE = (
         ("EngineRestarting",),
         together(faults(f"crash={WORD}"), asked(1, **LONG)),
         within="5m",
-        beside=frozenset({"ProbeFailing", "ServiceNotReady", "QueueOldestOld"}),
+        beside=WAITING | {"ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
         is_core=True,
     ),
     Drill(
@@ -127,7 +127,7 @@ SERVICE = (
         ("BatchesOfOne",),
         causes.crashed_once,
         within="12m",
-        beside=frozenset({"QueueOldestOld", "ProbeFailing", "QueueWaitBudgetBurn", "LatencyBudgetBurn"}),
+        beside=WAITING | {"QueueOldestOld", "ProbeFailing", "QueueWaitBudgetBurn", "LatencyBudgetBurn"},
     ),
     Drill(
         "batches do not fit into memory",
@@ -167,6 +167,7 @@ SERVICE = (
         ("QueueOldestOld",),
         together(SLOW, asked(12, **PATIENT)),
         within="5m",
+        beside=WAITING,
         is_core=True,
     ),
     Drill(
@@ -174,20 +175,21 @@ SERVICE = (
         ("QueueLong", "QueueOldestOld"),
         together(SLOW, asked(80, **PATIENT)),
         within="5m",
+        beside=WAITING,
     ),
     Drill(
         "the queue is full, and still more is asked for",
         ("QueueFull", "QueueLong"),
         together(SLOW, asked(110, **PATIENT)),
         within="6m",
-        beside=ERRORS | {"QueueOldestOld", "ProbeFailing"},
+        beside=ERRORS | WAITING | {"QueueOldestOld", "ProbeFailing"},
     ),
     Drill(
         "requests in a hurry come while many wait",
         ("DeadlineRefusals",),
         together(SLOW, asked(40, **PATIENT), traffic(3, _hurried)),
         within="12m",
-        beside=ERRORS | {"QueueOldestOld", "QueueLong", "FailuresAtLowTraffic"},
+        beside=ERRORS | WAITING | {"QueueOldestOld", "QueueLong", "FailuresAtLowTraffic"},
     ),
     Drill(
         "there are few requests, and some of them fail",
@@ -404,7 +406,7 @@ OBJECTIVES = (
             "QueueLong": "5m",
             "LatencyP99High": "20m",
         },
-        beside=ERRORS | {"ProbeFailing", "QueueFull", "DeadlineRefusals", "CostOverBudget"},
+        beside=ERRORS | WAITING | {"ProbeFailing", "QueueFull", "DeadlineRefusals", "CostOverBudget"},
     ),
 )
 

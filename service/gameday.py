@@ -1,5 +1,7 @@
 """`safelight gameday`: the drills of `observability.gameday`, and what came of them."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,6 +35,7 @@ def drill(
             click.echo(f"{', '.join(_names(each))}: {each.what}{' (simulated)' if each.is_simulated else ''}")
         return 0
     timing = SHIPPED if real_time else run.COMPRESSED
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stack ends with this process
     with ExitStack() as stack:
         where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="safelight-gameday-")))
         where.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,16 @@ class Drill:
         return self.within if isinstance(self.within, str) else self.within[alert]
 
 
+QUIET = traffic(0)
+SLOW = faults("slow=0.3")
+PATIENT = {**LONG, "priority": "low"}
+SPLITS = repeated(causes.out_of_memory, every=2.0)
+GPU = "dcgm"
+HOT = {"DCGM_FI_DEV_GPU_TEMP_CELSIUS": 95}
+
+
 def _some_fail(number: int) -> Body:
-    return {**small(number), "prompt": f"{'lemon' if number % 5 == 0 else 'pizza'} {number}"}
+    return {**small(number), "prompt": f"{'lemon' if number % 4 == 0 else 'pizza'} {number}"}
 
 
 def _fails(number: int) -> Body:
@@ -70,18 +78,15 @@ def _always_new(number: int) -> Body:
     return {"prompt": "a fish", "seed": number + 2, "num_inference_steps": 1, **SIZE}
 
 
+def _patient(number: int) -> Body:
+    return {**PATIENT, "prompt": f"{WORD}, more {number}"}
+
+
 def _hurried(number: int) -> Body:
     if number % 3:
         return small(number)
     return {"prompt": f"a tree {number}", "num_inference_steps": 8, "priority": "low", "timeout_s": 3, **SIZE}
 
-
-QUIET = traffic(0)
-SLOW = faults("slow=0.3")
-PATIENT = {**LONG, "priority": "low"}
-SPLITS = repeated(causes.out_of_memory, every=2.0)
-GPU = "dcgm"
-HOT = {"DCGM_FI_DEV_GPU_TEMP_CELSIUS": 95}
 
 SERVICE = (
     Drill(
@@ -113,21 +118,21 @@ SERVICE = (
         ("ServiceNotReady",),
         together(QUIET, faults(f"crash={WORD}&load=600"), asked(1, **LONG)),
         within="12m",
-        beside=frozenset({"ProbeFailing", "QueueOldestOld"}),
+        beside=WAITING | {"EngineRestarting", "ProbeFailing", "QueueOldestOld"},
     ),
     Drill(
         "the API is told to stop while a job runs that does not end",
         ("DrainStuck",),
         together(QUIET, causes.draining),
         within="4m",
-        beside=frozenset({"ApiDown", "ProbeFailing", "ServiceNotReady"}),
+        beside=WAITING | {"ApiDown", "ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
     ),
     Drill(
         "the engine was lost over a long job, which runs alone while all others wait",
         ("BatchesOfOne",),
         causes.crashed_once,
         within="12m",
-        beside=WAITING | {"QueueOldestOld", "ProbeFailing", "QueueWaitBudgetBurn", "LatencyBudgetBurn"},
+        beside=WAITING | {"QueueOldestOld", "ProbeFailing", "ServiceNotReady", *BUDGETS},
     ),
     Drill(
         "batches do not fit into memory",
@@ -180,7 +185,7 @@ SERVICE = (
     Drill(
         "the queue is full, and still more is asked for",
         ("QueueFull", "QueueLong"),
-        together(SLOW, asked(110, **PATIENT)),
+        together(SLOW, asked(110, **PATIENT), traffic(10, _patient)),
         within="6m",
         beside=ERRORS | WAITING | {"QueueOldestOld", "ProbeFailing"},
     ),
@@ -373,19 +378,22 @@ STACK = (
     ),
 )
 
+# The first of all: a budget over days goes by all that was before.
+TICKETS = Drill(
+    "a quarter of all requests fail",
+    ("ErrorRateHigh", "AvailabilityBudgetBurn"),
+    together(traffic(20, _some_fail), faults("fail=lemon")),
+    within={"ErrorRateHigh": "12m", "AvailabilityBudgetBurn": "30m"},
+    beside=WAITING,
+)
+
 OBJECTIVES = (
-    Drill(
-        "a fifth of all requests fail",
-        ("ErrorRateHigh", "AvailabilityBudgetBurn"),
-        together(traffic(5, _some_fail), faults("fail=lemon")),
-        within={"ErrorRateHigh": "12m", "AvailabilityBudgetBurn": "30m"},
-    ),
     Drill(
         "every request fails",
         ("RequestsFailing", "AvailabilityBudgetBurn", "ProbeFailing"),
         together(traffic(3), faults("fail=*")),
         within={"RequestsFailing": "3m", "AvailabilityBudgetBurn": "10m", "ProbeFailing": "5m"},
-        beside=frozenset({"ErrorRateHigh"}),
+        beside=frozenset({"ErrorRateHigh", "CostOverBudget"}),
     ),
     Drill(
         "steps take very long, and more is asked for than can be made",
@@ -410,5 +418,5 @@ OBJECTIVES = (
     ),
 )
 
-DRILLS = (*SIMULATED, *STACK, *INFORMATION, *SERVICE, *OBJECTIVES)
+DRILLS = (TICKETS, *SIMULATED, *STACK, *INFORMATION, *SERVICE, *OBJECTIVES)
 RECOVERY = traffic(40, easy)

@@ -80,8 +80,9 @@ def groups() -> tuple[Group, ...]:
         Recording("service:gpu_dollars_per_hour:sum", "sum(safelight_gpu_dollars_per_hour)"),
         Recording(
             "service:cost_per_1000_images:dollars_1h",
+            # A mean of rates: a rate over the hour would take what came before the first scrape for idle time.
             "1000 * sum(avg_over_time(safelight_gpu_dollars_per_hour[1h]))\n"
-            "/ (sum(rate(safelight_images_total[1h])) * 3600 > 0)",
+            "/ (sum(avg_over_time(service:images:rate5m[1h])) * 3600 > 0)",
         ),
         Recording(
             "service:batch_cost_per_1000_images:dollars_1h",

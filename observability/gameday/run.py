@@ -76,17 +76,27 @@ class GameDay:
         self._tell(f"{drill.what}: {', '.join(drill.alerts or drill.muted)}")
         watch = Watch(self._ground.stack)
         problems = []
-        patience = max(self._expected(drill, each) for each in (*drill.alerts, *drill.muted))
+        wanted = [each for each in drill.alerts if each not in self._lasting]
+        patience = max(self._expected(drill, each) for each in (*wanted, *drill.muted))
+
+        def missing(what: str) -> str:
+            found = {each for each in wanted if not watch.is_so(what, each)}
+            return ", ".join(sorted(found | {each for each in drill.muted if not watch.is_so("firing", each)}))
+
         with drill.cause(self._ground):
             began = time.time()
             goal = "firing" if drill.told_after else "notified"
-            if not self._wait(watch, lambda: _is_there(watch, drill, goal), patience + PATIENCE):
-                problems.append(f"{_missing(watch, drill, goal)} not {goal} in time")
+            if not self._wait(watch, lambda: not missing(goal), patience + PATIENCE):
+                problems.append(f"{missing(goal)}: not {goal} in time")
             ended = time.time()
-        if drill.told_after and not self._wait(watch, lambda: _is_there(watch, drill, "notified"), PATIENCE):
-            problems.append(f"{_missing(watch, drill, 'notified')} not notified afterwards")
-        if not self._wait(watch, lambda: watch.all_are("resolved", watch.notified - self._lasting), CALM_SECONDS):
-            problems.append("not all that was notified was resolved")
+        if drill.told_after and not self._wait(watch, lambda: not missing("notified"), PATIENCE):
+            problems.append(f"{missing('notified')}: not notified afterwards")
+
+        def left() -> set[str]:
+            return {each for each in watch.notified - self._lasting if not watch.is_so("resolved", each)}
+
+        if not self._wait(watch, lambda: not left(), CALM_SECONDS):
+            problems.append(f"{', '.join(sorted(left()))}: never resolved")
         allowed = set(drill.alerts) | drill.beside
         if surprises := watch.notified - allowed:
             problems.append(f"notified, but not to be: {', '.join(sorted(surprises))}")
@@ -126,16 +136,6 @@ class GameDay:
             since(ended, seen.resolved),
             is_muted,
         )
-
-
-def _is_there(watch: Watch, drill: Drill, goal: str) -> bool:
-    return watch.all_are(goal, drill.alerts) and watch.all_are("firing", drill.muted)
-
-
-def _missing(watch: Watch, drill: Drill, goal: str) -> str:
-    found = [each for each in drill.alerts if not watch.all_are(goal, [each])]
-    found += [each for each in drill.muted if not watch.all_are("firing", [each])]
-    return ", ".join(found)
 
 
 @contextlib.contextmanager

@@ -138,6 +138,7 @@ class Stack:
             "--enable-feature=exemplar-storage",
             "--web.enable-lifecycle",
             f"--rules.alert.resend-delay={self.timing.hold('1m')}",
+            f"--query.lookback-delta={self.timing.hold('5m')}",
         )
         return found
 

@@ -1,7 +1,7 @@
 """What Prometheus and the inbox tell of alerts, and when it was first so."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,9 +73,9 @@ class Watch:
         elif seen is not None:
             seen.resolved = (seen.resolved or now) if state == "ok" else None
 
-    def all_are(self, what: str, names: Iterable[str]) -> bool:
-        """Whether all of `names` have been seen so."""
-        return all(getattr(self.seen.get(name, Seen()), what) is not None for name in names)
+    def is_so(self, what: str, name: str) -> bool:
+        """Whether an alert has been seen `what`, as `Seen` has it."""
+        return getattr(self.seen.get(name, Seen()), what) is not None
 
     @property
     def notified(self) -> frozenset[str]:

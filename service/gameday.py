@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from observability.gameday import report, run
-from observability.gameday.drills import DRILLS, Drill
+from observability.gameday.drill import Drill
+from observability.gameday.drills import DRILLS
 from observability.gameday.program import CannotStart
 from observability.generate.timing import SHIPPED
 

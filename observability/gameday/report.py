@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from observability.gameday.drills import Drill
+from observability.gameday.drill import Drill
 from observability.gameday.run import Result, Row
 from observability.generate.timing import SHIPPED, Timing
 

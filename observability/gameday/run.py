@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from observability.gameday.causes import Ground, Traces
-from observability.gameday.drills import BUDGETS, RECOVERY, Drill
+from observability.gameday.drill import BUDGETS, Drill
+from observability.gameday.drills import RECOVERY
+from observability.gameday.ground import Ground, Traces
 from observability.gameday.stack import running
 from observability.gameday.traffic import Traffic
 from observability.gameday.watching import LOOK_SECONDS, Seen, Watch, restless

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from observability.gameday.drills import DRILLS, Drill
+from observability.gameday.drill import Drill
+from observability.gameday.drills import DRILLS
 from observability.gameday.run import COMPRESSED, GameDay, prepared
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from observability import slo
-from observability.gameday.drills import DRILLS, Drill
+from observability.gameday.drill import Drill
+from observability.gameday.drills import DRILLS
 from observability.gameday.report import table, to_json, to_markdown
 from observability.gameday.run import COMPRESSED, Result, Row
 from observability.generate.files import alerts, rule_files

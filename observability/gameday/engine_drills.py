@@ -1,0 +1,86 @@
+"""Drills of the API's process, its engine and the probe."""
+
+from observability.gameday import causes
+from observability.gameday.causes import LONG, WORD, asked, faults, repeated, started_with, stopped, together
+from observability.gameday.drill import BUDGETS, ERRORS, QUIET, SPLITS, WAITING, Drill
+
+ENGINE = (
+    Drill(
+        "the API is killed",
+        ("ApiDown",),
+        stopped("api"),
+        within="3m",
+        beside=ERRORS | {"ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
+        is_core=True,
+    ),
+    Drill(
+        "the engine hangs",
+        ("EngineStalled",),
+        together(QUIET, faults(f"hang={WORD}"), asked(1, **LONG)),
+        within="4m",
+        beside=WAITING | {"QueueOldestOld", "ProbeFailing"},
+        is_core=True,
+    ),
+    Drill(
+        "the engine dies over a request, and again when it is tried alone",
+        ("EngineRestarting",),
+        together(faults(f"crash={WORD}"), asked(1, **LONG)),
+        within="5m",
+        beside=WAITING | {"ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
+        is_core=True,
+    ),
+    Drill(
+        "the engine dies, and its model takes very long to load",
+        ("ServiceNotReady",),
+        together(QUIET, faults(f"crash={WORD}&load=600"), asked(1, **LONG)),
+        within="12m",
+        beside=WAITING | {"EngineRestarting", "ProbeFailing", "QueueOldestOld"},
+    ),
+    Drill(
+        "the API is told to stop while a job runs that does not end",
+        ("DrainStuck",),
+        together(QUIET, causes.draining),
+        within="4m",
+        beside=WAITING | {"ApiDown", "ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
+    ),
+    Drill(
+        "the engine was lost over a long job, which runs alone while all others wait",
+        ("BatchesOfOne",),
+        causes.crashed_once,
+        within="12m",
+        beside=WAITING | {"QueueOldestOld", "ProbeFailing", "ServiceNotReady", *BUDGETS},
+    ),
+    Drill(
+        "batches do not fit into memory",
+        ("OutOfMemorySplits",),
+        SPLITS,
+        within="2m",
+        is_core=True,
+    ),
+    Drill(
+        "clients call their jobs off",
+        ("StepsWasted",),
+        repeated(causes.called_off, every=0.2),
+        within="20m",
+    ),
+    Drill(
+        "the API's process gets no processor for most of a second, again and again",
+        ("EventLoopLagging",),
+        repeated(causes.pausing(0.8), every=0.7),
+        within="12m",
+        beside=frozenset({"ApiDown", "ScrapeSlow"}),
+    ),
+    Drill(
+        "the probe's prompts alone fail",
+        ("ProbeFailing",),
+        faults("fail=apple"),
+        within="5m",
+        is_core=True,
+    ),
+    Drill(
+        "the probe asks too seldom",
+        ("ProbeSilent",),
+        started_with("probe", "--interval", "100000"),
+        within="8m",
+    ),
+)

@@ -46,6 +46,7 @@ def faults(text: str) -> Cause:
             yield
         finally:
             send(url, "", "PUT")
+            ground.stack.await_ready("api", READY_SECONDS)  # it may be loading a model anew
 
     return cause
 

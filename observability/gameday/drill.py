@@ -9,8 +9,8 @@ from observability.gameday.ground import Cause
 
 BUDGETS = frozenset({"AvailabilityBudgetBurn", "LatencyBudgetBurn", "QueueWaitBudgetBurn"})
 """These go on for hours after their cause, as shipped."""
-WAITING = frozenset({"ProbeSilent"})
-"""When steps are slow, the probe waits for its picture: longer, in compressed time, than it may be silent."""
+BUSY = frozenset({"ProbeSilent", "QueueOldestOld", "ScrapeSlow", "EventLoopLagging"})
+"""In compressed time these go by a few seconds, as a picture on a busy machine takes: may be told beside any."""
 ERRORS = frozenset({"ErrorRateHigh", "RequestsFailing", "AvailabilityBudgetBurn"})
 
 

@@ -2,7 +2,7 @@
 
 from observability.gameday import causes
 from observability.gameday.causes import LONG, WORD, asked, faults, repeated, started_with, stopped, together
-from observability.gameday.drill import BUDGETS, ERRORS, QUIET, SPLITS, WAITING, Drill
+from observability.gameday.drill import BUDGETS, ERRORS, QUIET, SPLITS, Drill
 
 ENGINE = (
     Drill(
@@ -10,7 +10,7 @@ ENGINE = (
         ("ApiDown",),
         stopped("api"),
         within="3m",
-        beside=ERRORS | {"ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
+        beside=ERRORS | {"ProbeFailing", "ServiceNotReady"},
         is_core=True,
     ),
     Drill(
@@ -18,7 +18,7 @@ ENGINE = (
         ("EngineStalled",),
         together(QUIET, faults(f"hang={WORD}"), asked(1, **LONG)),
         within="4m",
-        beside=WAITING | {"QueueOldestOld", "ProbeFailing"},
+        beside=frozenset({"ProbeFailing", "QueueOldestOld"}),
         is_core=True,
     ),
     Drill(
@@ -26,7 +26,7 @@ ENGINE = (
         ("EngineRestarting",),
         together(faults(f"crash={WORD}"), asked(1, **LONG)),
         within="5m",
-        beside=WAITING | {"ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
+        beside=frozenset({"ProbeFailing", "ServiceNotReady"}),
         is_core=True,
     ),
     Drill(
@@ -34,21 +34,21 @@ ENGINE = (
         ("ServiceNotReady",),
         together(QUIET, faults(f"crash={WORD}&load=600"), asked(1, **LONG)),
         within="12m",
-        beside=WAITING | {"EngineRestarting", "ProbeFailing", "QueueOldestOld"},
+        beside=frozenset({"EngineRestarting", "ProbeFailing"}),
     ),
     Drill(
         "the API is told to stop while a job runs that does not end",
         ("DrainStuck",),
         together(QUIET, causes.draining),
         within="4m",
-        beside=WAITING | {"ApiDown", "ProbeFailing", "ServiceNotReady", "QueueOldestOld"},
+        beside=frozenset({"ApiDown", "ProbeFailing", "ServiceNotReady"}),
     ),
     Drill(
         "the engine was lost over a long job, which runs alone while all others wait",
         ("BatchesOfOne",),
         causes.crashed_once,
         within="12m",
-        beside=WAITING | {"QueueOldestOld", "ProbeFailing", "ServiceNotReady", *BUDGETS},
+        beside=frozenset({"ProbeFailing", "ServiceNotReady", *BUDGETS}),
     ),
     Drill(
         "batches do not fit into memory",
@@ -68,7 +68,7 @@ ENGINE = (
         ("EventLoopLagging",),
         repeated(causes.pausing(0.8), every=0.7),
         within="12m",
-        beside=frozenset({"ApiDown", "ScrapeSlow"}),
+        beside=frozenset({"ApiDown"}),
     ),
     Drill(
         "the probe's prompts alone fail",

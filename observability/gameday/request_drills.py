@@ -2,7 +2,7 @@
 
 from observability.gameday import causes
 from observability.gameday.causes import WORD, asked, faults, together, traffic
-from observability.gameday.drill import ERRORS, PATIENT, QUIET, SLOW, SPLITS, WAITING, Drill
+from observability.gameday.drill import ERRORS, PATIENT, QUIET, SLOW, SPLITS, Drill
 from observability.gameday.traffic import SIZE, Body, of_every_class, small
 
 
@@ -38,7 +38,6 @@ TICKETS = Drill(
     ("ErrorRateHigh", "AvailabilityBudgetBurn"),
     together(traffic(8, _some_fail), faults("fail=lemon")),
     within={"ErrorRateHigh": "12m", "AvailabilityBudgetBurn": "30m"},
-    beside=WAITING,
 )
 
 REQUESTS = (
@@ -47,7 +46,6 @@ REQUESTS = (
         ("QueueOldestOld",),
         together(SLOW, asked(12, **PATIENT)),
         within="5m",
-        beside=WAITING,
         is_core=True,
     ),
     Drill(
@@ -55,21 +53,20 @@ REQUESTS = (
         ("QueueLong", "QueueOldestOld"),
         together(SLOW, asked(80, **PATIENT)),
         within="5m",
-        beside=WAITING,
     ),
     Drill(
         "the queue is full, and still more is asked for",
         ("QueueFull", "QueueLong"),
         together(SLOW, asked(110, **PATIENT), traffic(10, _patient)),
         within="6m",
-        beside=ERRORS | WAITING | {"QueueOldestOld", "ProbeFailing"},
+        beside=ERRORS | {"ProbeFailing"},
     ),
     Drill(
         "requests in a hurry come while many wait",
         ("DeadlineRefusals",),
         together(SLOW, asked(40, **PATIENT), traffic(3, _hurried)),
         within="12m",
-        beside=ERRORS | WAITING | {"QueueOldestOld", "QueueLong", "FailuresAtLowTraffic"},
+        beside=ERRORS | {"QueueLong", "FailuresAtLowTraffic"},
     ),
     Drill(
         "there are few requests, and some of them fail",
@@ -139,6 +136,6 @@ OBJECTIVES = (
             "QueueLong": "5m",
             "LatencyP99High": "20m",
         },
-        beside=ERRORS | WAITING | {"ProbeFailing", "QueueFull", "DeadlineRefusals", "CostOverBudget"},
+        beside=ERRORS | {"ProbeFailing", "QueueFull", "DeadlineRefusals", "CostOverBudget"},
     ),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from observability.gameday.causes import asked, simulated, together, with_faults
-from observability.gameday.drill import GPU, HOT, PATIENT, SLOW, WAITING, Drill
+from observability.gameday.drill import GPU, HOT, PATIENT, SLOW, Drill
 
 
 def _of(job: str, what: str, alert: str, within: str, **values: float) -> Drill:
@@ -17,7 +17,6 @@ SIMULATED = (
         ("GpuIdleWithWork", "QueueOldestOld"),
         together(simulated(GPU, DCGM_FI_DEV_GPU_UTIL_RATIO=0.1), SLOW, asked(12, **PATIENT)),
         within={"GpuIdleWithWork": "18m", "QueueOldestOld": "5m"},
-        beside=WAITING,
         is_simulated=True,
     ),
     _of(GPU, "the GPU's memory is nearly full", "GpuMemoryHigh", "7m", DCGM_FI_DEV_FB_USED_BYTES=79e9),

@@ -119,7 +119,7 @@ class GameDay:
                 time.sleep(LOOK_SECONDS)
 
     def _expected(self, drill: Drill, alert: str) -> float:
-        return seconds(drill.expected(alert)) / self._timing.factor + MARGIN
+        return seconds(drill.expected(alert)) / self._timing.factor + drill.takes + MARGIN
 
     def _row(self, drill: Drill, name: str, seen: Seen, began: float, ended: float) -> Row:
         is_muted = name in drill.muted

@@ -3,7 +3,10 @@
 from observability.gameday import causes
 from observability.gameday.causes import WORD, asked, faults, together, traffic
 from observability.gameday.drill import ERRORS, PATIENT, QUIET, SLOW, SPLITS, Drill
-from observability.gameday.traffic import SIZE, Body, of_every_class, small
+from observability.gameday.traffic import SIZE, Body, small
+
+# Batches end every few seconds, so that no window of a rate is without an end.
+FEW = {"num_inference_steps": 4, "cache": False, **SIZE}
 
 
 def _some_fail(number: int) -> Body:
@@ -24,6 +27,10 @@ def _always_new(number: int) -> Body:
 
 def _patient(number: int) -> Body:
     return {**PATIENT, "prompt": f"{WORD}, more {number}"}
+
+
+def _few(number: int) -> Body:
+    return {**FEW, "prompt": f"{WORD}, more {number}"}
 
 
 def _hurried(number: int) -> Body:
@@ -57,7 +64,7 @@ REQUESTS = (
     Drill(
         "the queue is full, and still more is asked for",
         ("QueueFull", "QueueLong"),
-        together(SLOW, asked(110, **PATIENT), traffic(10, _patient)),
+        together(SLOW, asked(210, **PATIENT), traffic(10, _patient)),
         within="6m",
         beside=ERRORS | {"ProbeFailing"},
     ),
@@ -126,9 +133,7 @@ OBJECTIVES = (
             "QueueLong",
             "LatencyP99High",
         ),
-        together(
-            faults("slow=0.35"), asked(90, num_inference_steps=20, cache=False, **SIZE), traffic(1.1, of_every_class)
-        ),
+        together(faults("slow=0.8"), asked(180, **FEW), traffic(3, _few)),
         within={
             "LatencyBudgetBurn": "10m",
             "QueueWaitBudgetBurn": "10m",

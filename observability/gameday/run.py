@@ -147,6 +147,7 @@ def prepared(folder: Path, timing: Timing, tell: Tell) -> Iterator[GameDay]:
     settings = {
         "faults": "1",
         "trace_ratio": "1",
+        "queue_limit": "200",  # long enough for a wait of more than a minute
         "otlp_endpoint": f"http://127.0.0.1:{traces.port}",
         "gpu_dollars_per_hour": f"{DOLLARS:g}",
     }

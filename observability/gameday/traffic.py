@@ -40,11 +40,6 @@ def small(number: int) -> Body:
     return {"prompt": f"a pizza {number}", "num_inference_steps": 2, "priority": "high", "cache": False, **SIZE}
 
 
-def of_every_class(number: int) -> Body:
-    """Each class of work in turn."""
-    return {"prompt": f"a pizza {number}", "num_inference_steps": STEPS[number % len(STEPS)], "cache": False, **SIZE}
-
-
 def easy(number: int) -> Body:
     """Of every class from the cache, and some for which the engine is needed: what mends a budget."""
     if number % 4 == 0:

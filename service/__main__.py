@@ -150,7 +150,7 @@ def simulate(**options: Any) -> None:
 @main.command()
 @click.option("--only", multiple=True, metavar="ALERT", help="Drill only these alerts; may be given several times.")
 @click.option("--core", is_flag=True, help="Only the quick ones that cover each kind of cause.")
-@click.option("--real-time", is_flag=True, help="Rules as shipped; otherwise time runs 60 times faster.")
+@click.option("--real-time", is_flag=True, help="Rules as shipped, for hours; otherwise 60 times faster.")
 @click.option("--list", "is_list", is_flag=True, help="Only tell what there is to drill.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="File for the results.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="File for a table of them.")
@@ -159,7 +159,7 @@ def gameday(**options: Any) -> None:
     """Make alerts fire: start a stack here, bring about the cause of each alert, and see it told and resolved.
 
     Needs Debian's prometheus and prometheus-alertmanager. Exits with status 1 unless exactly the alerts that should be
-    were told, and resolved.
+    were told, in time, and resolved.
     """
     from service.gameday import drill
 

@@ -35,6 +35,9 @@ def drill(
         for each in chosen:
             click.echo(f"{', '.join(_names(each))}: {each.what}{' (simulated)' if each.is_simulated else ''}")
         return 0
+    if not chosen:
+        click.echo("safelight: no drill is left of this choice; --list tells of all", err=True)
+        return 2
     timing = SHIPPED if real_time else run.COMPRESSED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stack ends with this process
     with ExitStack() as stack:
@@ -50,7 +53,7 @@ def drill(
         json_file.write_text(report.to_json(results, timing))
     if markdown is not None:
         markdown.write_text(report.to_markdown(results, timing))
-    return int(any(result.problems for _, result in results))
+    return int(any(result.problems or result.late for _, result in results))
 
 
 def _names(each: Drill) -> tuple[str, ...]:

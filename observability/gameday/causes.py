@@ -3,10 +3,12 @@
 import contextlib
 import itertools
 import os
+import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +20,7 @@ from observability.gameday.traffic import SIZE, Body, send
 READY_SECONDS = 120.0
 WORD = "gameday"  # in the prompts that meet a fault
 LONG = {"num_inference_steps": 100, "cache": False, **SIZE}
+SIDES = range(64, 161, 8)  # of pictures, in pixels
 NOWHERE = "http://127.0.0.1:9"  # nobody listens there
 
 
@@ -103,13 +106,13 @@ def repeated(action: Callable[[Ground, int], None], every: float) -> Cause:
                 if stop.wait(every):
                     return
 
-        thread = threading.Thread(target=go_on, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            going_on = pool.submit(go_on)
+            try:
+                yield
+            finally:
+                stop.set()
+            going_on.result()  # raises what the action did
 
     return cause
 
@@ -134,8 +137,9 @@ def called_off(ground: Ground, number: int) -> None:
 
 
 def out_of_memory(ground: Ground, _number: int) -> None:
-    """A batch does not fit into what memory the engine is left with."""
-    four = asked(2, num_images=4, num_inference_steps=4, cache=False, **SIZE)
+    """A batch does not fit into what memory the engine is left with, of a size of which it does not yet know that."""
+    width, height = random.choice(SIDES), random.choice(SIDES)
+    four = asked(2, num_images=4, num_inference_steps=4, cache=False, width=width, height=height)
     with together(faults("oom_above=2"), four)(ground):
         time.sleep(0.5)
 

@@ -38,7 +38,8 @@ def table(results: Results) -> str:
 def _problems(results: Results) -> list[str]:
     found = [f"{drill.what}: {problem}" for drill, result in results for problem in result.problems]
     alerts = {row.alert for _, result in results for row in result.rows}
-    return [*found, f"{len(results)} drills of {len(alerts)} alerts, {len(found)} problems"]
+    late = sum(len(result.late) for _, result in results)
+    return [*found, f"{len(results)} drills of {len(alerts)} alerts, {len(found)} problems, {late} late"]
 
 
 def to_json(results: Results, timing: Timing) -> str:
@@ -72,8 +73,10 @@ def to_markdown(results: Results, timing: Timing) -> str:
         "embedded model, Prometheus, Alertmanager, probe and inbox); the alert was seen to fire, to be told to the\n"
         "inbox, and to be resolved once its cause was gone; nothing else was told but what follows from the cause.\n"
         f"{how}",
-        "Seconds since the cause began; `resolved`, since it ended. A simulated cause is a value that a simulated\n"
-        "exporter tells; all others happened. `muted` alerts fire, and rightly nobody is told.",
+        "Seconds since the cause began; `resolved`, since it ended (below 0: some time before). A simulated cause is\n"
+        "a value that a simulated exporter tells; all others happened. `muted` alerts fire, and rightly nobody is\n"
+        "told. After each cause many good requests came, so that budgets and rates of errors recovered in minutes;\n"
+        "a burn rate over an hour has to outweigh those of the drill before.",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         "\n".join(_problems(results)),
     ]

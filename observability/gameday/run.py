@@ -9,6 +9,7 @@ from pathlib import Path
 from observability.gameday.drill import BUDGETS, BUSY, Drill
 from observability.gameday.drills import RECOVERY
 from observability.gameday.ground import Ground, Traces
+from observability.gameday.program import CannotStart
 from observability.gameday.stack import running
 from observability.gameday.traffic import Traffic
 from observability.gameday.watching import LOOK_SECONDS, Seen, Watch, restless
@@ -17,7 +18,8 @@ from observability.generate.timing import SHIPPED, Timing, seconds
 COMPRESSED = Timing(factor=60, scrape=1.0)
 MARGIN = 10.0  # seconds, on a slow machine, beside the time that something may take
 PATIENCE = 120.0  # seconds until what should have happened has not
-CALM_SECONDS = 900.0  # until budgets are as before
+CALM_SECONDS = 900.0  # in compressed time, until budgets are as before
+MUTED = "3m"  # longer than Alertmanager waits with what it tells
 WARM_SECONDS = 10.0
 DOLLARS = 20.0  # an hour, so that few pictures are expensive ones and many are not
 Tell = Callable[[str], None]
@@ -51,6 +53,11 @@ class Result:
     beside: tuple[str, ...]
     problems: tuple[str, ...]
 
+    @property
+    def late(self) -> tuple[str, ...]:
+        """Alerts that took longer than they should."""
+        return tuple(row.alert for row in self.rows if row.is_late)
+
 
 class GameDay:
     """A stack with its users, and the drills that it is put through in `timing`."""
@@ -62,14 +69,15 @@ class GameDay:
         # As shipped, a budget takes hours to recover.
         self._lasting = BUDGETS if timing is SHIPPED else frozenset[str]()
         self._busy = frozenset[str]() if timing is SHIPPED else BUSY
+        self._calm_seconds = CALM_SECONDS * COMPRESSED.factor / timing.factor
 
-    def calm(self, patience: float = CALM_SECONDS) -> None:
+    def calm(self) -> None:
         """Wait until no alert is pending or fires. Raises `TimeoutError` that names those that do."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + self._calm_seconds
         with RECOVERY(self._ground):
             while found := restless(self._ground.stack, self._lasting):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"not calm within {patience:g} s: {', '.join(sorted(found))}")
+                    raise TimeoutError(f"not calm within {self._calm_seconds:g} s: {', '.join(sorted(found))}")
                 time.sleep(LOOK_SECONDS)
 
     def run(self, drill: Drill) -> Result:
@@ -85,20 +93,25 @@ class GameDay:
             found = {each for each in wanted if not watch.is_so(what, each)}
             return ", ".join(sorted(found | {each for each in drill.muted if not watch.is_so("firing", each)}))
 
+        began = time.time()
         with drill.cause(self._ground):
-            began = time.time()
             goal = "firing" if drill.told_after else "notified"
             if not self._wait(watch, lambda: not missing(goal), patience + PATIENCE):
                 problems.append(f"{missing(goal)}: not {goal} in time")
+            if drill.muted:  # long enough to be told of, were it not for that
+                self._wait(watch, lambda: False, seconds(MUTED) / self._timing.factor)
             ended = time.time()
         if drill.told_after and not self._wait(watch, lambda: not missing("notified"), PATIENCE):
             problems.append(f"{missing('notified')}: not notified afterwards")
 
         def left() -> set[str]:
-            return {each for each in watch.notified - self._lasting if not watch.is_so("resolved", each)}
+            """Also what is pending yet, or not told of yet: whatever comes of this drill is looked at."""
+            unresolved = {each for each in watch.notified - self._lasting if not watch.is_so("resolved", each)}
+            return unresolved | restless(self._ground.stack, self._lasting)
 
-        if not self._wait(watch, lambda: not left(), CALM_SECONDS):
-            problems.append(f"{', '.join(sorted(left()))}: never resolved")
+        with RECOVERY(self._ground):
+            if not self._wait(watch, lambda: not left(), self._calm_seconds):
+                problems.append(f"{', '.join(sorted(left()))}: never resolved")
         beside = (drill.beside | self._busy) - set(drill.alerts)
         if surprises := watch.notified - beside - set(drill.alerts):
             problems.append(f"notified, but not to be: {', '.join(sorted(surprises))}")
@@ -109,14 +122,13 @@ class GameDay:
 
     def _wait(self, watch: Watch, is_done: Callable[[], bool], patience: float) -> bool:
         deadline = time.monotonic() + patience
-        with RECOVERY(self._ground) if patience == CALM_SECONDS else contextlib.nullcontext():
-            while True:
-                watch.look()
-                if is_done():
-                    return True
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(LOOK_SECONDS)
+        while True:
+            watch.look()
+            if is_done():
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOOK_SECONDS)
 
     def _expected(self, drill: Drill, alert: str) -> float:
         return seconds(drill.expected(alert)) / self._timing.factor + drill.takes + MARGIN
@@ -168,9 +180,9 @@ def run(folder: Path, timing: Timing, drills: Sequence[Drill], tell: Tell) -> li
             began = time.monotonic()
             try:
                 result = day.run(drill)
-            except (TimeoutError, RuntimeError) as error:
+            except (TimeoutError, RuntimeError, CannotStart) as error:
                 result = Result((), (), (str(error),))
             results.append((drill, result))
-            verdict = "; ".join(result.problems) or "as it should be"
+            verdict = "; ".join((*result.problems, *(f"{each}: late" for each in result.late))) or "as it should be"
             tell(f"  {number} of {len(drills)}, {time.monotonic() - began:.0f} s: {verdict}")
     return results

@@ -7,8 +7,6 @@ import shutil
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import yaml
 
 from observability import slo
 from observability.gameday.program import CannotStart, Program
+from observability.gameday.traffic import send
 from observability.generate.files import ROOT, prometheus
 from observability.generate.timing import SHIPPED, Timing
 
@@ -25,7 +24,6 @@ SIMULATED = {"dcgm": "gpu", "cadvisor": "containers", "node": "host"}
 JOBS = ("api", "probe", "inbox", "prometheus", "alertmanager", *SIMULATED)
 PROBE_TOKEN = "probe-of-the-local-stack"
 START_SECONDS = 120.0
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # all is on this machine
 
 
 class Stack:
@@ -63,7 +61,7 @@ class Stack:
         """Wait until one of them works. Raises `CannotStart`."""
         program = self.programs[name]
         deadline = time.monotonic() + patience
-        while not _answers(program.ready_url):
+        while send(program.ready_url) is None:
             gone = program.process is None or program.process.poll() is not None
             if gone or time.monotonic() > deadline:
                 end = program.log.read_text(errors="replace")[-2000:] if program.log.exists() else ""
@@ -214,14 +212,6 @@ def until(found: Callable[[], Any], patience: float, what: str) -> Any:
             raise TimeoutError(f"not within {patience:g} s: {what}")
         time.sleep(0.1)
     return result
-
-
-def _answers(url: str) -> bool:
-    try:
-        with OPENER.open(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
 
 
 def _free_ports(number: int) -> list[int]:

@@ -60,7 +60,7 @@ def test_the_table_has_a_line_for_each_alert() -> None:
     assert lines[2].split()[-4:] == ["40.0", "late", "17.0", "-"]
     assert lines[3].split()[-3:] == ["muted", "-", "-"]
     assert lines[-2] == f"{DRILLS[0].what}: GpuXid never resolved"
-    assert lines[-1] == "1 drills of 3 alerts, 1 problems"
+    assert lines[-1] == "1 drills of 3 alerts, 1 problems, 1 late"
 
 
 def test_results_are_kept() -> None:

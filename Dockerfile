@@ -30,7 +30,6 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin safelight && 
 USER 10001
 ENV PATH=/opt/safelight/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 \
     SAFELIGHT_DATA_DIR=/data HF_HOME=/data/huggingface
-VOLUME /data
 EXPOSE 8000 8001 8002 9000
 ENTRYPOINT ["safelight"]
 CMD ["serve"]

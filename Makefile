@@ -25,7 +25,7 @@ stack: ## the whole stack in containers; PROFILE=gpu or demo-gpu, LOAD=1 for use
 	@tools/compose up --build $(ARGS)
 
 stack-down: ## end it; ARGS=--volumes forgets what it kept
-	@tools/compose down $(ARGS)
+	@tools/compose --profile gpu --profile demo-gpu --profile load down $(ARGS)
 
 test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)

@@ -12,8 +12,10 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SERVICES = ("api", "probe", "inbox", "prometheus", "alertmanager")
 PACKAGES = "ca-certificates,libgomp1,prometheus,prometheus-alertmanager,python3,python3-venv,wget"
 BASE = "safelight-test-base"
+BASE_PYTHON = (3, 11)
 STAND_INS = {
     "prometheus": "install -d -o nobody /prometheus",
     "alertmanager": "install -d -o nobody /alertmanager",
@@ -58,31 +61,40 @@ def answers(environment: Mapping[str, str]) -> bool:
     return subprocess.run(["docker", "info"], env=environment, capture_output=True, check=False).returncode == 0
 
 
-@pytest.fixture(scope="session", autouse=True)
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session")
+def engine() -> Iterator[None]:
     """A Docker engine: one that runs, or one of the tests' own. Where none starts, the tests are skipped."""
     if answers(os.environ):
         yield
         return
-    folder = tmp_path_factory.mktemp("docker")
-    host = f"unix://{folder}/docker.sock"
-    log = folder / "log"
-    flags = [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root")]
-    with log.open("w") as output, pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
+        # Gigabytes, which pytest's own folders would keep for three runs.
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="safelight-docker-", ignore_cleanup_errors=True)))
+        host, log = f"unix://{folder}/docker.sock", folder / "log"
+        output = stack.enter_context(log.open("w"))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        flags = [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root")]
         process = subprocess.Popen(
             ["dockerd", f"--host={host}", f"--pidfile={folder}/pid", *flags], stdout=output, stderr=output
         )
-        try:
-            patch.setenv("DOCKER_HOST", host)
-            deadline = time.monotonic() + START_SECONDS
-            while not answers(os.environ):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.skip(f"no Docker engine starts here:\n{log.read_text()[-2000:]}")
-                time.sleep(0.5)
-            yield
-        finally:
-            process.terminate()
-            process.wait(START_SECONDS)
+        stack.callback(end, process)
+        patch.setenv("DOCKER_HOST", host)
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(os.environ):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"no Docker engine starts here:\n{log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to, and then no more."""
+    process.terminate()
+    try:
+        process.wait(START_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,8 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     if can_pull():
         run("docker", "build", "--tag", "safelight:test", "--build-arg", "TORCH=cpu", ".")
         return {"SAFELIGHT_IMAGE": "safelight:test"}
+    if sys.version_info[:2] != BASE_PYTHON:
+        pytest.skip("the wheels of this Python do not fit the Debian that stands in")
     make_base(tmp_path_factory.mktemp("base"))
     named = {"SAFELIGHT_IMAGE": "safelight:test"}
     for name, prepare in STAND_INS.items():
@@ -133,6 +147,7 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         run("docker", "build", "--tag", f"safelight-test-{name}", "-", text=text)
         named[f"{name.upper()}_IMAGE"] = f"safelight-test-{name}"
     wheels = ROOT / "wheels"
+    assert not wheels.exists(), f"{wheels} is somebody's own: move it away for this test"
     try:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(wheels)]
         lock = (ROOT / "requirements.lock").read_text().split()

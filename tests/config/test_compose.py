@@ -55,7 +55,8 @@ def test_containers_are_confined() -> None:
         assert each["cap_drop"] == ["ALL"], name
         assert each["security_opt"] == ["no-new-privileges:true"], name
         assert each["read_only"] is True, name
-        assert "mem_limit" in each, name
+        assert {"mem_limit", "cpus"} <= each.keys(), name
+        assert name == "cadvisor" or not any("/var/run" in volume for volume in each.get("volumes", [])), name
         assert each["restart"] == "unless-stopped", name
     assert {name for name, each in SERVICES.items() if "cap_add" in each} == {"cadvisor"}
 
@@ -79,7 +80,26 @@ def test_mounted_files_are_there() -> None:
 def test_settings_exist() -> None:
     """Every variable that the API gets is one of its settings."""
     settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    assert SERVICES["api"]["environment"].keys() <= settings
+    assert {name for name in SERVICES["api"]["environment"] if name.startswith(PREFIX)} <= settings
+
+
+def test_no_proxy_is_between_services() -> None:
+    """Each that speaks HTTP to another, or to itself for its health, is told so."""
+    for name, each in SERVICES.items():
+        if name in {"api", "probe", "inbox", "prometheus", "alertmanager", "grafana", "load"}:
+            named = each["environment"]["NO_PROXY"].split(",")
+            assert set(named) - {"localhost", "127.0.0.1"} <= SERVICES.keys()
+            assert each["environment"]["no_proxy"] == each["environment"]["NO_PROXY"]
+
+
+def test_whoever_can_tell_of_its_health_does() -> None:
+    """Of the others, the image cannot, or does by itself (cAdvisor)."""
+    assert {name for name, each in SERVICES.items() if "healthcheck" not in each} == {
+        "tempo",
+        "cadvisor",
+        "dcgm-exporter",
+        "load",
+    }
 
 
 def test_grafana_has_no_password() -> None:

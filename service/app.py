@@ -46,7 +46,7 @@ from service.jobs.delivery import Delivery
 from service.jobs.estimate import Estimator
 from service.jobs.runner import Runner
 from service.jobs.service import JobService
-from service.settings import Settings
+from service.settings import FAULTS_ALLOWED, Settings
 from service.storage.cache import ResponseCache
 from service.storage.database import Database
 from service.storage.images import ImageStore
@@ -81,20 +81,22 @@ class Service:
         registry.register(NvmlCollector(Nvml(self._xids, self._pids), self._xids))
         self._exposition = Exposition(registry)
         self.metrics_server = self._serve_metrics()
+        if settings.faults is not None:
+            log.warning("SAFELIGHT_FAULTS is set: requests may fail on purpose")
         self.app = build_app(registry, self._provider, self._lifespan)
 
     def _observe(self, registry: CollectorRegistry) -> None:
         """Traces, metrics and logs, made from the same events. Traces come last: the others ask them for ids."""
         settings, own = self._settings, OwnMetrics(registry)
-        policy = None
-        samplers = []
+        policy, sampling = None, None
         if settings.otlp_endpoint is not None:
             policy = Policy(settings.trace_ratio, settings.trace_slow_seconds)
             exporter = OTLPSpanExporter(f"{settings.otlp_endpoint}/v1/traces")
             outbox = Outbox(exporter, own.spans_exported, own.spans_lost)
-            samplers.append(TailSampling(policy, outbox, own.spans_lost))
-        self._provider = new_provider(samplers)
-        tracing = Tracing(self._provider, policy, settings.record_prompts)
+            sampling = TailSampling(policy, outbox, own.spans_lost)
+        self._provider = new_provider([] if sampling is None else [sampling])
+        take = None if sampling is None else sampling.take
+        tracing = Tracing(self._provider, policy, settings.record_prompts, take)
         self._metrics = Metrics(registry, tracing.exemplar)
         consumers: dict[Consumer, Observer] = {
             Consumer.LOGS: RequestLog(tracing.context_of, settings.record_prompts),
@@ -120,7 +122,7 @@ class Service:
 
     def _settable(self) -> dict[str, Put]:
         """What can be set while the service runs; faults only if a setting allows them."""
-        faults = {} if self._settings.faults is None else {"faults": self._engine.put_faults}
+        faults = {"faults": self._engine.put_faults} if self._settings.faults == FAULTS_ALLOWED else {}
         return {"log-level": self._set_log_level, **faults}
 
     def _set_log_level(self, level: str) -> None:

@@ -31,14 +31,18 @@ class Faults:
 
     def load(self) -> None:
         """Take the time that loading takes more."""
+        self._last("load")
+
+    def _last(self, action: str) -> None:
+        """Take its seconds, or as many as pass before it is taken back."""
         began = time.monotonic()
-        while time.monotonic() - began < float(self._options.get("load", 0)):
-            time.sleep(LOOK_SECONDS)
+        while (left := began + float(self._options.get(action, 0)) - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_SECONDS))
 
     def strike(self, pictures: Iterable[Picture]) -> None:
         """Do what a step of these pictures asks for."""
         prompts = [each.params.prompt for each in pictures]
-        time.sleep(float(self._options.get("slow", 0)))
+        self._last("slow")
         if len(prompts) > int(self._options.get("oom_above", len(prompts))):
             raise MemoryError
         if self._meets("crash", prompts):
@@ -46,7 +50,7 @@ class Faults:
         while self._meets("hang", prompts):
             time.sleep(LOOK_SECONDS)
         if self._meets("fail", prompts):
-            raise RuntimeError(f"asked to fail by the word {self._options['fail']!r}")
+            raise RuntimeError("asked to fail by a word in the prompt")
 
     def _meets(self, action: str, prompts: Iterable[str]) -> bool:
         word = self._options.get(action)

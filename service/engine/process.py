@@ -37,14 +37,15 @@ class ProcessEngine:
         """Start the process and the thread that reads from it."""
         if self._stopping:
             return
+        outbox: SimpleQueue[Command | None] = SimpleQueue()
+        self._outbox = outbox  # before the settings are read: what another thread puts meanwhile is in one or the other
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=worker.main, args=(theirs, self._settings), name="safelight-engine", daemon=True
         )
         process.start()
         theirs.close()
-        outbox: SimpleQueue[Command | None] = SimpleQueue()
-        self._outbox, self._process = outbox, process
+        self._process = process
         for name, work, args in (
             ("reader", self._read, (ours, process, outbox, on_message)),
             ("writer", _write, (ours, outbox)),

@@ -26,10 +26,12 @@ def outcome(server: Server, prompt: str) -> str:
 
 
 def test_without_the_setting_there_is_no_such_thing(data_dir: Path) -> None:
-    """Also if the variable is there and empty."""
-    with serving(data_dir, model=FAKE, metrics_port=0, faults="") as server:
-        assert putter(server)("fail=*").status_code == 404
-        assert outcome(server, "a red apple") == "completed"
+    """Also if the variable is there and empty, or has faults to begin with."""
+    for number, faults in enumerate(("", "fail=poison")):
+        with serving(data_dir / str(number), model=FAKE, metrics_port=0, faults=faults) as server:
+            assert putter(server)("fail=*").status_code == 404
+            assert outcome(server, "a red apple") == "completed"
+            assert ("may fail on purpose" in server.log.read_text()) == bool(faults)
 
 
 def test_faults_come_and_go(data_dir: Path) -> None:

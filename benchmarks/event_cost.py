@@ -50,7 +50,8 @@ def consumers() -> dict[Consumer, Observer]:
     registry = CollectorRegistry()
     own, policy = OwnMetrics(registry), Policy(1.0, 30.0)
     outbox = Outbox(Bin(), own.spans_exported, own.spans_lost)
-    tracing = Tracing(new_provider([TailSampling(policy, outbox, own.spans_lost)]), policy)
+    sampling = TailSampling(policy, outbox, own.spans_lost)
+    tracing = Tracing(new_provider([sampling]), policy, take=sampling.take)
     return {
         Consumer.LOGS: logs.RequestLog(tracing.context_of),
         Consumer.METRICS: Metrics(registry, tracing.exemplar),

@@ -34,9 +34,10 @@ from benchmarks.traffic import MIXES, all_at_once
 
 PARTS = ("events", "throughput", "scrape")
 BATCH = 8
-SHORT = replace(MIXES["uniform"], steps=(8,))  # more events a second than of 20 steps, and turns that are sooner over
-PICTURES = 16  # of one turn of one service
-WARM_TURNS = 2
+CLIENTS = 16
+PICTURES = 64  # of one turn of one service
+SCRAPE_SECONDS = 15.0  # as Prometheus is set
+WARM_TURNS = 1
 LEAST_TURNS, MOST_TURNS = 10, 300
 INTERVAL = 0.02
 MIDDLE_BAR, LOW_BAR = 0.99, 0.97
@@ -94,8 +95,8 @@ def part_throughput(model: str) -> tuple[list[Check], dict[str, Any]]:
             name: stack.enter_context(service(model, {**given, "otlp_endpoint": url}, "benchmarks.switched"))
             for name, url in collectors.items()
         }
-        requests = all_at_once(SHORT, 1000, "telemetry")
-        loops = {name: stack.enter_context(ClosedLoop(each, requests, PICTURES)) for name, each in targets.items()}
+        requests = all_at_once(MIXES["uniform"], 1000, "telemetry")
+        loops = {name: stack.enter_context(ClosedLoop(each, requests, CLIENTS)) for name, each in targets.items()}
         ratios: dict[str, list[float]] = {name: [] for name in targets}
         found: dict[str, tuple[float, float, float]] = {}
         for turn in range(MOST_TURNS + WARM_TURNS):
@@ -126,14 +127,24 @@ def part_throughput(model: str) -> tuple[list[Check], dict[str, Any]]:
 
 
 def block_seconds(target: Service, loop: ClosedLoop, is_on: bool) -> float:
-    """Seconds of `PICTURES` pictures, after as many for the switch to take effect; with telemetry, and one scrape."""
+    """Seconds of `PICTURES` pictures with telemetry and scrapes, or without, after as many as the switch affects."""
     os.kill(target.pid, signal.SIGUSR2 if is_on else signal.SIGUSR1)  # it takes it when it thaws
-    loop.seconds(PICTURES)
+    loop.seconds(CLIENTS)
+    is_over = threading.Event()
+
+    def scrape() -> None:
+        while not is_over.is_set():
+            metrics_of(target).get("/metrics")
+            is_over.wait(SCRAPE_SECONDS)
+
     with ThreadPoolExecutor(1) as pool:
-        scrape = pool.submit(metrics_of(target).get, "/metrics") if is_on else None
+        scraping = pool.submit(scrape) if is_on else None
         seconds = loop.seconds(PICTURES)
-        if scrape is not None:
-            scrape.result()
+        is_over.set()
+        if scraping is not None:
+            target.thaw()  # the last scrape may be under way
+            scraping.result()
+            target.freeze()
     return seconds
 
 
@@ -146,10 +157,10 @@ def metrics_of(target: Service) -> Service:
 
 def part_scrape(model: str) -> tuple[list[Check], dict[str, Any]]:
     """Seconds of scrapes and of health checks while the engine is saturated."""
-    requests = all_at_once(MIXES["uniform"], 10 * PICTURES, "telemetry")
+    requests = all_at_once(MIXES["uniform"], 10 * CLIENTS, "telemetry")
     with (
         service(model, {"slots": f"128x128={BATCH}", "metrics_port": 0}) as target,
-        ClosedLoop(target, requests, PICTURES) as loop,
+        ClosedLoop(target, requests, CLIENTS) as loop,
     ):
         threading.Thread(target=loop.seconds, args=(10**6,), daemon=True).start()  # up to the end
         quiet = timed(target, "/health/live")

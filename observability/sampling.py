@@ -5,12 +5,9 @@ Everything is recorded. What is kept waits in a bounded queue for a thread that 
 
 import logging
 import threading
-import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, Full, Queue
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -26,7 +23,7 @@ MAX_DECISIONS = 10_000
 MAX_WAITING_BATCHES = 1_000
 MAX_QUEUED_SPANS = 8_192
 BATCH_SPANS = 512
-BATCH_SECONDS = 1.0
+BATCH_SECONDS = 5.0  # as the SDK has it
 STOP_SECONDS = 2.0
 TRACE_ID_BITS = 64  # the lower ones of an id decide by the ratio, as in OpenTelemetry's own sampler
 
@@ -61,54 +58,58 @@ def _is_error(span: ReadableSpan) -> bool:
 
 
 class Outbox:
-    """Hands spans to an exporter from a thread of its own. What it cannot take or deliver is lost, and told of."""
+    """Hands spans to an exporter from a thread of its own. What it cannot take or deliver is lost, and told of.
+
+    The thread looks every `seconds`, or as soon as a batch is full: to wake it for each span costs more than that.
+    """
 
     def __init__(
-        self, exporter: SpanExporter, on_exported: OnSpans, on_lost: OnLost, max_spans: int = MAX_QUEUED_SPANS
+        self,
+        exporter: SpanExporter,
+        on_exported: OnSpans,
+        on_lost: OnLost,
+        max_spans: int = MAX_QUEUED_SPANS,
+        seconds: float = BATCH_SECONDS,
     ) -> None:
         self._exporter = exporter
         self._on_exported = on_exported
         self._on_lost = on_lost
-        self._queue: Queue[ReadableSpan | None] = Queue(max_spans)
+        self._max_spans = max_spans
+        self._seconds = seconds
+        self._waiting: deque[ReadableSpan] = deque()
+        self._wake = threading.Event()
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="safelight-traces", daemon=True)
         self._thread.start()
 
-    def put(self, spans: Iterable[ReadableSpan]) -> None:
-        """Take what there is room for."""
-        for span in spans:
-            try:
-                self._queue.put_nowait(span)
-            except Full:
-                self._on_lost(SpanLoss.QUEUE_FULL, 1)
+    def put(self, spans: Sequence[ReadableSpan]) -> None:
+        """Take what there is room for. For one thread at a time."""
+        room = max(0, self._max_spans - len(self._waiting))
+        self._waiting.extend(spans[:room])
+        if len(spans) > room:
+            self._on_lost(SpanLoss.QUEUE_FULL, len(spans) - room)
+        if len(self._waiting) >= BATCH_SPANS:
+            self._wake.set()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Deliver what waits, if that can be done within `seconds`."""
-        try:
-            self._queue.put(None, timeout=seconds / 2)
-        except Full:
-            log.debug("the queue stays full")
-        self._thread.join(seconds / 2)
+        self._is_stopping = True
+        self._wake.set()
+        self._thread.join(seconds)
         self._exporter.shutdown()
         if self._thread.is_alive():
-            left = self._queue.qsize()
+            left = len(self._waiting)
             self._on_lost(SpanLoss.QUEUE_FULL, left)
             log.warning("leaving without about %d spans that the collector has not taken", left)
 
     def _run(self) -> None:
         is_over = False
         while not is_over:
-            batch, is_over = self._batch()
-            if batch:
-                self._export(batch)
-
-    def _batch(self) -> tuple[list[ReadableSpan], bool]:
-        """What comes within `BATCH_SECONDS` of the next span, and whether it is the last."""
-        batch = [self._queue.get()]
-        until = time.monotonic() + BATCH_SECONDS
-        with suppress(Empty):
-            while batch[-1] is not None and len(batch) < BATCH_SPANS:
-                batch.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
-        return [span for span in batch if span is not None], batch[-1] is None
+            self._wake.wait(self._seconds)
+            self._wake.clear()
+            is_over = self._is_stopping
+            while self._waiting:
+                self._export([self._waiting.popleft() for _ in range(min(BATCH_SPANS, len(self._waiting)))])
 
     def _export(self, batch: Sequence[ReadableSpan]) -> None:
         try:
@@ -157,14 +158,22 @@ class TailSampling(SpanProcessor):
         """It is no more; with the last one of its trace, the trace is decided."""
         trace_id = _context(span).trace_id
         with self._lock:
-            self._ended.setdefault(trace_id, []).append(span)
-            self._buffered += 1
+            self._keep(span)
             self._open[trace_id] -= 1
             if self._open[trace_id] <= 0:
                 del self._open[trace_id]
                 self._close(trace_id)
-            while self._buffered > self._max_spans:
-                self._lose(self._ended.popitem(last=False)[1])
+
+    def take(self, span: ReadableSpan) -> None:
+        """One that was never open here, of a trace that is."""
+        with self._lock:
+            self._keep(span)
+
+    def _keep(self, span: ReadableSpan) -> None:
+        self._ended.setdefault(_context(span).trace_id, []).append(span)
+        self._buffered += 1
+        while self._buffered > self._max_spans:
+            self._lose(self._ended.popitem(last=False)[1])
 
     def _lose(self, spans: Sequence[ReadableSpan]) -> None:
         self._buffered -= len(spans)

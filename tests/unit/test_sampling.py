@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Tracer
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.trace import Link, Span, StatusCode, set_span_in_context
+from opentelemetry.trace import Link, Span, SpanContext, StatusCode, set_span_in_context
 
 from observability.labels import SpanLoss
 from observability.propagation import new_provider
@@ -45,9 +45,10 @@ class Bench:
         self.collector = Collector()
         self.lost: Counter[SpanLoss] = Counter()
         self.exported = 0
-        self.outbox = Outbox(self.collector, self._count, self._lose, max_queued)
+        self.outbox = Outbox(self.collector, self._count, self._lose, max_queued, seconds=0.01)
         policy = Policy(ratio, slow_seconds=30.0)
-        self.provider = new_provider([TailSampling(policy, self.outbox, self._lose, max_spans)])
+        self.sampling = TailSampling(policy, self.outbox, self._lose, max_spans)
+        self.provider = new_provider([self.sampling])
         self.tracer: Tracer = self.provider.get_tracer("test")
 
     def _count(self, spans: int) -> None:
@@ -61,6 +62,11 @@ class Bench:
         context = Context() if parent is None else set_span_in_context(parent, Context())
         targets = [Link(each.get_span_context()) for each in links]
         return self.tracer.start_span(name, context, links=targets, start_time=0)
+
+    def over(self, parent: Span) -> ReadableSpan:
+        """A span below `parent` that is over."""
+        above = parent.get_span_context()
+        return ReadableSpan("over", SpanContext(above.trace_id, 1, False), above, start_time=0, end_time=SECOND)
 
     def stopped(self) -> list[str]:
         """The names of what arrived, at the end."""
@@ -108,6 +114,18 @@ def test_a_trace_with_an_error_is_exported_whole(bench: Bench) -> None:
     assert not bench.collector.entered.is_set()
     root.end(2 * SECOND)
     assert bench.stopped() == ["child", "other", "root"]
+
+
+def test_a_span_that_was_over_when_it_was_made_goes_with_its_trace(bench: Bench) -> None:
+    """It was never open, and ends nothing."""
+    root = bench.begin("root")
+    child = bench.begin("child", root)
+    bench.sampling.take(bench.over(child))
+    child.end(SECOND)
+    root.set_status(StatusCode.ERROR)
+    assert not bench.collector.entered.wait(0.05)
+    root.end(2 * SECOND)
+    assert bench.stopped() == ["child", "over", "root"]
 
 
 def test_a_slow_trace_is_exported(bench: Bench) -> None:

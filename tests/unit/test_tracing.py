@@ -24,8 +24,9 @@ class Bench:
     def __init__(self, policy: Policy | None = None, with_prompts: bool = False) -> None:
         self.memory = InMemorySpanExporter()
         self.now = 1000 * SECOND
-        provider = new_provider([SimpleSpanProcessor(self.memory)])
-        self.tracing = Tracing(provider, policy, with_prompts, now=lambda: self.now)
+        processor = SimpleSpanProcessor(self.memory)
+        provider = new_provider([processor])
+        self.tracing = Tracing(provider, policy, with_prompts, processor.on_end, now=lambda: self.now)
 
     def accept(self, name: str, flight: str | None = None, traceparent: str | None = None) -> None:
         """A request that took 0.1 s to record, of which 0.05 to look into the cache."""

@@ -139,7 +139,7 @@ def called_off(ground: Ground, number: int) -> None:
 def out_of_memory(ground: Ground, _number: int) -> None:
     """A batch does not fit into what memory the engine is left with, of a size of which it does not yet know that."""
     width, height = random.choice(SIDES), random.choice(SIDES)
-    four = asked(2, num_images=4, num_inference_steps=4, cache=False, width=width, height=height)
+    four = asked(1, num_images=4, num_inference_steps=4, cache=False, width=width, height=height)
     with together(faults("oom_above=2"), four)(ground):
         time.sleep(0.5)
 

@@ -41,7 +41,7 @@ class Drill:
 
 QUIET = traffic(0)
 SLOW = faults("slow=0.3")
-PATIENT = {**LONG, "priority": "low"}
-SPLITS = repeated(causes.out_of_memory, every=2.0)
+PATIENT = {**LONG, "priority": "low", "timeout_s": 3600}  # not refused, however long the queue
+SPLITS = repeated(causes.out_of_memory, every=5.0)  # some within any ten seconds, and few pictures
 GPU = "dcgm"
 HOT = {"DCGM_FI_DEV_GPU_TEMP_CELSIUS": 95}

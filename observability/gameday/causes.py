@@ -202,12 +202,13 @@ def draining(ground: Ground) -> Iterator[None]:
 
 @contextmanager
 def crashed_once(ground: Ground) -> Iterator[None]:
-    """The engine was lost over a long job, which therefore runs alone now, while all others wait."""
+    """The engine was lost over a long and urgent job, which therefore runs alone now, while all others wait."""
     url = ground.stack.url("metrics", "/debug/faults")
-    with asked(1, **LONG)(ground), faults(f"crash={WORD}")(ground):
+    with asked(1, **LONG, priority="high")(ground), faults(f"crash={WORD}")(ground):
         time.sleep(1.0)
         send(url, "slow=0.4", "PUT")
-        yield
+        with asked(8, **LONG)(ground):
+            yield
 
 
 @contextmanager

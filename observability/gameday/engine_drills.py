@@ -46,7 +46,7 @@ ENGINE = (
     Drill(
         "the engine was lost over a long job, which runs alone while all others wait",
         ("BatchesOfOne",),
-        causes.crashed_once,
+        together(QUIET, causes.crashed_once),
         within="12m",
         beside=frozenset({"ProbeFailing", "ServiceNotReady", *BUDGETS}),
     ),

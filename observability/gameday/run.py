@@ -21,7 +21,7 @@ PATIENCE = 120.0  # seconds until what should have happened has not
 CALM_SECONDS = 900.0  # in compressed time, until budgets are as before
 MUTED = "3m"  # longer than Alertmanager waits with what it tells
 WARM_SECONDS = 10.0
-DOLLARS = 20.0  # an hour, so that few pictures are expensive ones and many are not
+DOLLARS = 30.0  # an hour, so that few pictures are expensive ones and many are not
 Tell = Callable[[str], None]
 
 

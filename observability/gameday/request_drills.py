@@ -67,6 +67,7 @@ REQUESTS = (
         together(SLOW, asked(210, **PATIENT), traffic(10, _patient)),
         within="6m",
         beside=ERRORS | {"ProbeFailing"},
+        takes=30.0,  # to ask so often
     ),
     Drill(
         "requests in a hurry come while many wait",

@@ -10,7 +10,7 @@ export PYTHON TORCH PROFILE LOAD
 CODE := $(wildcard service observability models benchmarks tests)
 TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
-TEST_PROGRAMS := initdb:postgresql cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
+TEST_PROGRAMS := initdb:postgresql redis-server:redis-server cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
 .PHONY: help run stack stack-down test test-stack test-compose gameday lint format bench bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help

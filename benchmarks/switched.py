@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from observability.events import Event, RequestAccepted, RequestFinished
 from observability.observer import FanOut
 from service import app as service_app
+from service import telemetry
 
 
 class Switch:
@@ -86,5 +87,6 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGUSR1, SWITCH)
     signal.signal(signal.SIGUSR2, SWITCH)
-    vars(service_app).update(FanOut=SwitchedFanOut, build_app=SwitchedApp)
+    vars(telemetry).update(FanOut=SwitchedFanOut)
+    vars(service_app).update(build_app=SwitchedApp)
     main()

@@ -106,6 +106,13 @@ class RequestStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestLeft:
+    """An accepted request, by its id, goes on or has ended in another process."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFinished:
     """An accepted request reached its one terminal state, `seconds` after it was accepted; `detail` says why it failed.
 
@@ -283,6 +290,7 @@ Event = (
     | RequestRejected
     | RequestAccepted
     | RequestStarted
+    | RequestLeft
     | RequestFinished
     | StageFinished
     | BatchStepped

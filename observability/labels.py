@@ -49,6 +49,8 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     ENGINE_CRASHED = "engine_crashed"
     STORAGE_ERROR = "storage_error"
+    MOVED = "moved"  # to another worker
+    DEAD_LETTER = "dead_letter"  # it has cost too many workers
 
 
 class Stage(StrEnum):
@@ -139,6 +141,7 @@ class Consumer(StrEnum):
     LOGS = "logs"
     METRICS = "metrics"
     TRACES = "traces"
+    FLEET = "fleet"  # what other processes are told
 
 
 class SpanLoss(StrEnum):
@@ -177,7 +180,13 @@ class BatchField(StrEnum):
 
 ENDINGS: Mapping[Outcome, tuple[Reason, ...]] = {
     Outcome.COMPLETED: (Reason.NONE,),
-    Outcome.FAILED: (Reason.MODEL_ERROR, Reason.OUT_OF_MEMORY, Reason.ENGINE_CRASHED, Reason.STORAGE_ERROR),
+    Outcome.FAILED: (
+        Reason.MODEL_ERROR,
+        Reason.OUT_OF_MEMORY,
+        Reason.ENGINE_CRASHED,
+        Reason.STORAGE_ERROR,
+        Reason.DEAD_LETTER,
+    ),
     Outcome.CANCELLED: (Reason.CLIENT_CANCELLED, Reason.DISCONNECTED),
     Outcome.EXPIRED: (Reason.DEADLINE,),
     Outcome.REJECTED: (

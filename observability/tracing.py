@@ -231,6 +231,15 @@ class Tracing:
         self._flights.clear()
 
     @observe.register
+    def _(self, event: events.RequestLeft) -> None:
+        request = self._requests.get(event.request)
+        if request is not None:
+            now = self._now()
+            self._leave(event.request, request.flight)
+            request.span.add_event("left", timestamp=now)
+            request.span.end(now)
+
+    @observe.register
     def _(self, event: events.RequestFinished) -> None:
         request = self._requests.get(event.request.id)
         if request is None:

@@ -67,9 +67,29 @@ def serve(**options: str | None) -> None:
     """
     with starting():
         settings = load(**{name: value for name, value in options.items() if value is not None})
-        from service.server import serve as serve_until_stopped  # late: the engine process imports this module too
+        from service.app import Service  # late: the engine process imports this module too
+        from service.server import serve as serve_until_stopped
 
-        serve_until_stopped(settings)
+        serve_until_stopped(settings, Service, "Safelight")
+
+
+@main.command()
+@setting_options
+def worker(**options: str | None) -> None:
+    """Make pictures for a fleet: take jobs from the queue of SAFELIGHT_QUEUE_URL.
+
+    Jobs, cache and pictures are where the API has them: give both the same SAFELIGHT_DATABASE_URL and
+    SAFELIGHT_STORAGE_URL, or, on one machine, the same SAFELIGHT_DATA_DIR. Health and metrics are on
+    SAFELIGHT_METRICS_PORT, or on a free port.
+    """
+    with starting():
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = load(**given)
+        from service.server import serve as serve_until_stopped
+        from service.worker import Worker
+
+        ports = {"port": settings.metrics_port or 0, "metrics_port": None}
+        serve_until_stopped(settings.model_copy(update=ports), Worker, "A Safelight worker")
 
 
 @main.command(context_settings={"show_default": True})

@@ -12,7 +12,7 @@ Size = tuple[int, int]  # width and height in pixels
 
 
 class JobState(StrEnum):
-    """The life of a job. It changes in one place, `service.jobs.board.Board`."""
+    """The life of a job. It changes on a `service.jobs.board.Board`, and in the table at last."""
 
     PENDING = "pending"
     PROCESSING = "processing"
@@ -90,7 +90,8 @@ class Job:
 
     `created_at`, `expires_at`, `started_at` and `finished_at` are Unix times, since a job outlives its process;
     `blob` names the folder of its pictures in the image store; `timings` are seconds by stage; `revision` is the
-    model's. A job without `cache_key` shares nothing with others. `traceparent` is the W3C context in which it came.
+    model's. A job without `cache_key` shares nothing with others. `traceparent` is the W3C context in which it came;
+    `flight`, in a fleet, the computation that it waits for.
     """
 
     id: str
@@ -111,6 +112,7 @@ class Job:
     prompt_truncated: bool = False
     timings: Mapping[Stage, float] = field(default_factory=dict)
     traceparent: str | None = None
+    flight: str | None = None
 
     @property
     def is_finished(self) -> bool:

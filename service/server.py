@@ -3,24 +3,36 @@
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
+from typing import Protocol
 
 import click
 import uvicorn
+from fastapi import FastAPI
 
 from observability import logs
-from observability.exposition import bracketed
-from service.app import Service
+from observability.exposition import MetricsServer, bracketed
 from service.errors import StartupError
 from service.settings import Settings
 
 GRACE_SECONDS = 5
 
 
+class Servable(Protocol):
+    """A service or a worker."""
+
+    app: FastAPI
+    metrics_server: MetricsServer | None
+
+    async def drain(self) -> None:
+        """Finish what runs, and take no more."""
+
+
 class DrainingServer(uvicorn.Server):
     """The first SIGTERM or SIGINT drains the service, which goes on answering meanwhile; a second one stops at once."""
 
-    service: Service
+    service: Servable
     _draining: "asyncio.Task[None] | None" = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -37,7 +49,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, make: Callable[[Settings, Callable[[str], None]], Servable], what: str) -> None:
     """Serve until told to stop. Raises `StartupError` when the model or the address cannot be used."""
     failures: list[str] = []
 
@@ -45,7 +57,7 @@ def serve(settings: Settings) -> None:
         failures.append(detail)
         server.should_exit = True
 
-    service = Service(settings, on_load_failed)
+    service = make(settings, on_load_failed)
     config = uvicorn.Config(
         service.app,
         loop="uvloop",
@@ -58,7 +70,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     host = bracketed(host)
-    click.echo(f"Safelight listens on http://{host}:{port} (documentation: /docs)", err=True)
+    click.echo(f"{what} listens on http://{host}:{port} (documentation: /docs)", err=True)
     if service.metrics_server is not None:
         click.echo(f"Its metrics are on http://{host}:{service.metrics_server.port}/metrics", err=True)
     server.run(sockets=[listener])

@@ -159,6 +159,11 @@ class Settings(EngineSettings):
     storage_url: str | None = Field(
         None, description="fsspec URL of finished pictures; unset: the folder `images` in the data folder."
     )
+    queue_url: str | None = Field(
+        None,
+        description="Redis of a fleet, as redis://host:6379: `serve` is the API alone, and `safelight worker` makes "
+        "the pictures; unset: one process does both.",
+    )
     queue_limit: int = Field(100, ge=1, description="Waiting jobs at most; one more is answered 429.")
     retention_seconds: float = Field(86_400.0, gt=0, description="How long finished jobs and their pictures are kept.")
     cache_variants: int = Field(

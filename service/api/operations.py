@@ -21,18 +21,19 @@ HEALTH: dict[int | str, dict[str, Any]] = {
 @router.get("/health/live", responses=HEALTH, summary="Whether the engine's loop is alive")
 async def live(services: ServicesDep) -> Response:
     """503 when the engine was not heard of for the heartbeat timeout: restart the process."""
-    return _health("ok" if services.runner.is_alive else "stalled")
+    return health("ok" if services.runner.is_alive else "stalled")
 
 
 @router.get("/health/ready", responses=HEALTH, summary="Whether requests are served now")
 async def ready(services: ServicesDep) -> Response:
     """200 once the model is loaded and has made a picture, until the service drains."""
     if services.jobs.is_draining:
-        return _health("draining")
-    return _health("ok" if services.runner.is_ready else "loading")
+        return health("draining")
+    return health("ok" if services.runner.is_ready else "loading")
 
 
-def _health(status: Literal["ok", "loading", "draining", "stalled"]) -> Response:
+def health(status: Literal["ok", "loading", "draining", "stalled"]) -> Response:
+    """How the process is, as an answer."""
     fit = status == "ok"
     return JSONResponse(Health(status=status).model_dump(), 200 if fit else 503, {} if fit else {"Retry-After": "1"})
 

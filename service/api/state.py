@@ -15,6 +15,7 @@ from service.engine.contract import Ready
 from service.errors import Unavailable
 from service.jobs.runner import Runner
 from service.jobs.service import RETRY_SECONDS, JobService
+from service.queue.roster import Roster
 from service.settings import Settings
 
 
@@ -24,7 +25,7 @@ class Services:
 
     settings: Settings
     jobs: JobService
-    runner: Runner
+    runner: Runner | Roster
     observer: Observer
     exposition: Exposition | None  # None when it has a port of its own
     objectives: Objectives
@@ -37,7 +38,7 @@ class Services:
     def ready(self) -> Ready:
         """What the engine told when it was ready. Raises `Unavailable` while it has not yet been."""
         if self.runner.ready is None:
-            raise Unavailable("the model is still loading", retry_after=RETRY_SECONDS)
+            raise Unavailable(self.runner.what_is_missing, retry_after=RETRY_SECONDS)
         return self.runner.ready
 
 

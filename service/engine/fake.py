@@ -1,11 +1,12 @@
 """A stand-in model without weights: deterministic pictures, as fast or slow as asked, failing on demand.
 
-`fake:?step_ms=20&load_ms=0&size=64&hold=FILE` is its address; the faults of `engine.faults` can be added. Each step
-waits as long as the file of `hold` exists. A prompt of over 24 words counts as truncated. It draws nothing but a
-colour derived from prompt and seed.
+`fake:?step_ms=20&load_ms=0&size=64&hold=FILE&signed=1` is its address; the faults of `engine.faults` can be added. Each
+step waits as long as the file of `hold` exists. What is `signed` has a first row that no other call ever draws. A
+prompt of over 24 words counts as truncated. It draws nothing but a colour derived from prompt and seed.
 """
 
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class FakeModel:
         self._step_seconds = float(options.get("step_ms", 0)) / 1e3
         self._sleep = sleep
         self._hold = Path(options["hold"]) if "hold" in options else None
+        self._is_signed = "signed" in options
         size = int(options.get("size", 64))
         self.info = ModelInfo(
             name="fake",
@@ -88,7 +90,10 @@ class FakeModel:
 
     def decode(self, rows: Sequence[FakeRow]) -> list[Pixels]:
         """One colour a picture; see `StepModel.decode`."""
-        return [colour(row.picture) for row in rows]
+        drawn = [colour(row.picture) for row in rows]
+        for pixels in drawn if self._is_signed else ():
+            pixels[0] = np.frombuffer(secrets.token_bytes(pixels[0].size), np.uint8).reshape(pixels[0].shape)
+        return drawn
 
     def peak_bytes(self) -> None:
         """Not known."""

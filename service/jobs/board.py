@@ -12,18 +12,18 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from observability.events import EstimateChecked, StageFinished, StepsWasted
+from observability.events import RequestLeft, StageFinished
 from observability.labels import CacheResult, Reason, Stage
 from observability.observer import Observer
 from service.core import Job, JobState
-from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
+from service.engine.contract import Cancel, Command, Finished, Raise, Stepped
 from service.jobs import table, telling
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
-from service.jobs.ending import completed, unrecorded
+from service.jobs.ending import completed, tell, unrecorded
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
-from service.jobs.recorder import Recorder
+from service.jobs.recorder import RecordEnds, Recorder
 from service.jobs.telling import Recording
 from service.storage.database import Database
 
@@ -44,6 +44,9 @@ class Board:
         estimator: Estimator,
         send: Callable[[Command], None],
         observer: Observer,
+        record_ends: RecordEnds = table.save_ends,
+        on_over: Callable[[str], None] = lambda flight: None,
+        on_room: Callable[[], None] = lambda: None,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,10 +54,12 @@ class Board:
         self._delivery = delivery
         self._send = send
         self._observer = observer
+        self._record_ends = record_ends
+        self._on_over = on_over
         self._wall = wall
         self._clock = clock
         self._live: dict[str, LiveJob] = {}
-        self._flights = Flights()
+        self._flights = Flights(on_room)
         self._background = Background()
         self._recorder = Recorder(database)
         self._working: frozenset[str] = frozenset()
@@ -62,13 +67,17 @@ class Board:
 
     # Entering
 
-    def enter(self, job: Job, recording: Recording = NOT_NOW) -> CacheResult:
-        """Queue a recorded job; return whether it joined an identical computation that was in flight already."""
-        key = job.cache_key or job.id
+    def enter(self, job: Job, recording: Recording = NOT_NOW, blob: str = "") -> CacheResult:
+        """Queue a recorded job; return whether it joined an identical computation that was in flight already.
+
+        The pictures of a new computation go into `blob`, by default that of its id.
+        """
+        key = job.flight or job.cache_key or job.id
         flight = self._flights.joinable(key)
         result = CacheResult.MISS if flight is None else CacheResult.COALESCED
         if flight is None:
-            flight = Flight(job.id, key, job.params, job.priority, job.created_at, self._clock())
+            name = job.flight or job.id
+            flight = Flight(name, key, job.params, job.priority, job.created_at, self._clock(), blob=blob)
             self._flights.add(flight)
         age = max(0.0, self._wall() - job.created_at)  # of one that an earlier process recorded; else the recording
         live = LiveJob(job, self._clock() - age, flight)
@@ -79,7 +88,7 @@ class Board:
         if flight.has_started:
             self._mark_processing(live)
         if result is CacheResult.MISS:
-            self._submit(flight)
+            self._send(flight.submission(self._clock()))
         elif job.priority.rank < flight.priority.rank:
             flight.priority = job.priority
             self._send(Raise(flight.id, flight.priority))
@@ -92,11 +101,7 @@ class Board:
         """Hand every flight that has not started to a new engine."""
         for flight in sorted(self._flights, key=lambda each: each.order):
             if not flight.has_started:
-                self._submit(flight)
-
-    def _submit(self, flight: Flight) -> None:
-        waited = self._clock() - flight.entered_at
-        self._send(Submit(flight.id, flight.params, flight.priority, flight.accepted_at, flight.crashes > 0, waited))
+                self._send(flight.submission(self._clock()))
 
     # What the engine says; a task that nobody waits for any more is passed over
 
@@ -162,27 +167,27 @@ class Board:
 
     async def _deliver(self, flight: Flight, message: Finished) -> None:
         try:
-            delivered = await self._delivery.deliver(flight.id, flight.params, message.pictures)
+            delivered = await self._delivery.deliver(flight.blob, flight.params, message.pictures)
         except Exception:
             log.exception("job %s: its pictures could not be stored", flight.id)
             self._flights.remove(flight)
             self._waste(flight, Reason.STORAGE_ERROR)
             self._fail(flight, Reason.STORAGE_ERROR, "the pictures could not be stored")
-            await self._delivery.discard(flight.id)
+            await self._delivery.discard(flight.blob)
             return
         for stage, seconds in delivered.timings.items():
             self._observer.observe(StageFinished(stage, seconds, flight.id))
         self._flights.remove(flight)
         ending = {
-            live: completed(live.job, flight.id, message, delivered, self._wall())
+            live: completed(live.job, flight.blob, message, delivered, self._wall())
             for live in flight.members.values()
-            if self._claim(live)
+            if live.claim()
         }
         if not ending:
             self._waste(flight, flight.left_because)
-        size, jobs, truncated = delivered.size, list(ending.values()), message.prompt_truncated
-        record = partial(self._delivery.record, blob=flight.id, size=size, jobs=jobs, truncated=truncated)
-        await self._close(ending, record)
+        size, end, truncated = delivered.size, self._recording(flight, ending), message.prompt_truncated
+        record = partial(self._delivery.record, blob=flight.blob, size=size, end=end, truncated=truncated)
+        await self._close(flight, ending, record)
 
     def _fail(self, flight: Flight, reason: Reason, detail: str) -> None:
         for live in list(flight.members.values()):
@@ -196,25 +201,25 @@ class Board:
 
     async def end(self, live: LiveJob, state: JobState, reason: Reason, detail: str | None = None) -> bool:
         """End a job without pictures; return whether this call did it, or it had ended otherwise before."""
-        if not self._claim(live):
+        if not live.claim():
             await live.done.wait()
             return False
         self._detach(live, reason)
         job = live.job.but(state=state, reason=reason, detail=detail, finished_at=self._wall())
-        await self._close({live: job}, partial(table.save, job=job))
+        await self._close(live.flight, {live: job}, self._recording(live.flight, {live: job}))
         return True
+
+    def forget(self, job_id: str, reason: Reason) -> None:
+        """Somebody else has ended the job, or is to make it."""
+        live = self._live.get(job_id)
+        if live is not None and live.claim():
+            self._detach(live, reason)
+            self._let_go(live)
+            self._over(live.flight)
 
     def _expire(self, live: LiveJob) -> None:
         detail = f"not finished within its {live.job.expires_at - live.job.created_at:g} s"
         self._background.spawn(self.end(live, JobState.EXPIRED, Reason.DEADLINE, detail))
-
-    def _claim(self, live: LiveJob) -> bool:
-        if live.closing:
-            return False
-        live.closing = True
-        if live.timer is not None:
-            live.timer.cancel()
-        return True
 
     def _detach(self, live: LiveJob, reason: Reason) -> None:
         """Take a job out of its flight; when nobody else waits for it, take the flight out of the engine."""
@@ -228,11 +233,16 @@ class Board:
             self._send(Cancel(flight.id, reason))
 
     def _waste(self, flight: Flight, reason: Reason) -> None:
-        """Tell of steps that are lost outside of the engine, which tells of its own."""
         if flight.steps_done:
-            self._observer.observe(StepsWasted(reason, flight.steps_done, flight.batch_seconds))
+            self._observer.observe(flight.wasted(reason))
 
-    async def _close(self, ending: Mapping[LiveJob, Job], record: Callable[[Connection], None]) -> None:
+    def _recording(self, flight: Flight, ending: Mapping[LiveJob, Job]) -> Callable[[Connection], list[Job]]:
+        jobs = list(ending.values())
+        return lambda connection: self._record_ends(connection, flight.id, jobs)
+
+    async def _close(
+        self, flight: Flight, ending: Mapping[LiveJob, Job], record: Callable[[Connection], list[Job]]
+    ) -> None:
         """Record the ends of claimed jobs, then tell everybody. If the service stops before that can be done, the
         record says unfinished and the next start runs them again.
         """
@@ -240,22 +250,32 @@ class Board:
             recorded = await self._recorder.run(record)
         except Exception:
             log.exception("the end of %d jobs could not be recorded; they fail", len(ending))
-            for flight in {live.flight for live, job in ending.items() if job.state is JobState.COMPLETED}:
+            if any(job.state is JobState.COMPLETED for job in ending.values()):
                 self._waste(flight, Reason.STORAGE_ERROR)
             ending = {live: unrecorded(job) for live, job in ending.items()}
-            recorded = await self._recorder.run(partial(table.save_all, jobs=list(ending.values())))
-        if not recorded:
+            recorded = await self._recorder.run(self._recording(flight, ending))
+        if recorded is None:
             return
+        ended = {job.id for job in recorded}
         for live, job in ending.items():
-            live.job = job
-            self._live.pop(job.id, None)
-            live.flight.members.pop(job.id, None)
-            live.done.set()
-            live.tell(Snapshot(job, live.flight.steps_done, None, None))
-            seconds = self._clock() - live.accepted_at
-            self._observer.observe(telling.finished(job, seconds, live.flight))
-            if job.state is JobState.COMPLETED and live.predicted is not None:
-                self._observer.observe(EstimateChecked(live.predicted, seconds))
+            if job.id in ended:
+                live.job = job
+                tell(self._observer, live, self._clock())
+            self._let_go(live)
+        self._over(flight)
+
+    def _let_go(self, live: LiveJob) -> None:
+        """The job is no business of this process any more; it may not have ended here."""
+        self._live.pop(live.job.id, None)
+        live.flight.members.pop(live.job.id, None)
+        live.done.set()
+        live.tell(Snapshot(live.job, live.flight.steps_done, None, None) if live.job.is_finished else None)
+        if not live.job.is_finished:
+            self._observer.observe(RequestLeft(live.job.id))
+
+    def _over(self, flight: Flight) -> None:
+        if not flight.members:
+            self._on_over(flight.id)
         self._queue_changed()
 
     # Looking
@@ -267,6 +287,11 @@ class Board:
             steps = job.params.total_steps if job.state is JobState.COMPLETED else 0
             return Snapshot(job, steps, None, None)
         return Snapshot(live.job, live.flight.steps_done, *self.outlook.of(live.flight))
+
+    @property
+    def flights(self) -> Flights:
+        """What is in the engine, or waits for it."""
+        return self._flights
 
     @property
     def waiting(self) -> int:

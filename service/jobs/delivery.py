@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -13,6 +14,7 @@ from service.core import Job, Params
 from service.engine.contract import Pixels
 from service.jobs import pictures, table
 from service.storage.cache import CachedResponse, ResponseCache
+from service.storage.database import Database
 from service.storage.images import ImageStore
 
 
@@ -45,19 +47,30 @@ class Delivery:
         timings = {Stage.IMAGE_ENCODE: encoded - started, Stage.STORE: time.monotonic() - encoded}
         return Delivered(sum(map(len, files)), timings)
 
-    def record(self, connection: Connection, blob: str, size: int, jobs: Sequence[Job], truncated: bool) -> None:
-        """In one transaction: the blob, the jobs that it completes, and the response for the cache."""
+    def record(
+        self, connection: Connection, blob: str, size: int, end: Callable[[Connection], list[Job]], truncated: bool
+    ) -> list[Job]:
+        """In one transaction: the blob, the jobs that `end` completes by it, and the response for the cache.
+
+        Return those jobs. A blob that completes none is deleted like any other that nothing points at.
+        """
         now = self._wall()
         table.add_blob(connection, blob, size, now)
-        table.save_all(connection, jobs)
+        jobs = end(connection)
         cacheable = next((job for job in jobs if job.cache_key is not None), None)
         if cacheable is not None and cacheable.cache_key is not None:
             response = CachedResponse(cacheable.cache_key, cacheable.params.seed, blob, truncated)
             self._cache.put(connection, response, cacheable.params.prompt_key(cacheable.revision), now)
+        return jobs
 
     async def discard(self, blob: str) -> None:
         """Remove what was written of a blob that will not be recorded. Raises what the image store raises."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._images.delete, blob)
+
+    async def discard_unless_recorded(self, blob: str, database: Database) -> None:
+        """Remove what another may have written of a blob and not recorded. Raises what the image store raises."""
+        if not await database.run(partial(table.has_blob, blob=blob)):
+            await self.discard(blob)
 
     def close(self) -> None:
         """Wait for what is being written."""

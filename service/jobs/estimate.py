@@ -54,6 +54,8 @@ class Estimator:
         self._correction, self._corrected_at = 1.0, 0.0
         self._lowered: dict[Size, Lowered] = {}
         self._costs: dict[tuple[Size, int], float] = {}  # of one step of one picture, by size and rows
+        self.workers = 1
+        """Engines that share the work."""
 
     def ready(self, message: Ready) -> None:
         """Take the model and the profile of an engine that has started."""
@@ -148,11 +150,13 @@ class Estimator:
     def _cap(self, size: Size, now: float) -> int:
         assert self._ready is not None, "ready"
         cap = self._ready.profile.cap(size)
-        return min(cap, self._lowered[size].allows(now)) if size in self._lowered else cap
+        cap = min(cap, self._lowered[size].allows(now)) if size in self._lowered else cap
+        return cap * self.workers
 
     def _step_seconds(self, rows: Sequence[_Row]) -> float:
         assert self._ready is not None, "ready"
-        return self._ready.profile.step_seconds(rows[0].size, sum(each.rows for each in rows))
+        busiest = math.ceil(len(rows) / self.workers) / len(rows)  # share of the rows
+        return self._ready.profile.step_seconds(rows[0].size, sum(each.rows for each in rows) * busiest)
 
 
 def _fill(running: list[_Row], waiting: list[_Row], cap: int) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from observability.events import BatchStepped, QueueChanged
+from observability.events import BatchStepped, QueueChanged, StepsWasted
 from observability.labels import Priority, Reason
 from service.core import Job, JobState, Params
+from service.engine.contract import Submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class LiveJob:
     predicted: float | None = None  # seconds from acceptance to completion, as estimated then
     done: asyncio.Event = field(default_factory=asyncio.Event)
     _watchers: set["asyncio.Queue[Snapshot | None]"] = field(default_factory=set)
+
+    def claim(self) -> bool:
+        """Whether the caller is the first that ends it."""
+        is_first = not self.closing
+        self.closing = True
+        if is_first and self.timer is not None:
+            self.timer.cancel()
+        return is_first
 
     @contextmanager
     def watched(self) -> Iterator["asyncio.Queue[Snapshot | None]"]:
@@ -80,11 +89,24 @@ class Flight:
     left_because: Reason = Reason.NONE  # why the last job left it that did
     slots: int = 0  # pictures that made the last step of their size
     crashes: int = 0
+    blob: str = ""  # of its pictures; its id, if not given
+
+    def __post_init__(self) -> None:
+        self.blob = self.blob or self.id
 
     @property
     def order(self) -> tuple[int, float, str]:
         """Sort key of what is handed to an engine anew."""
         return (self.priority.rank, self.accepted_at, self.id)
+
+    def submission(self, now: float) -> Submit:
+        """What an engine is handed at monotonic `now`."""
+        waited = now - self.entered_at
+        return Submit(self.id, self.params, self.priority, self.accepted_at, self.crashes > 0, waited)
+
+    def wasted(self, reason: Reason) -> StepsWasted:
+        """Its steps are lost outside of the engine, which tells of its own."""
+        return StepsWasted(reason, self.steps_done, self.batch_seconds)
 
     def start_anew(self) -> None:
         """The engine is lost with all that was done."""
@@ -99,9 +121,13 @@ class Flight:
 
 
 class Flights:
-    """The computations that are unfinished: by id those in the engine, by key those that a request may still join."""
+    """The computations that are unfinished: by id those in the engine, by key those that a request may still join.
 
-    def __init__(self) -> None:
+    `on_leave` is called when one is in the engine no more.
+    """
+
+    def __init__(self, on_leave: Callable[[], None] = lambda: None) -> None:
+        self._on_leave = on_leave
         self._by_id: dict[str, Flight] = {}
         self._by_key: dict[str, Flight] = {}
 
@@ -125,13 +151,19 @@ class Flights:
 
     def leave_engine(self, flight: Flight) -> None:
         """Its pictures are made; identical requests may still join until they are handed out."""
-        self._by_id.pop(flight.id, None)
+        if self._by_id.pop(flight.id, None) is not None:
+            self._on_leave()
 
     def remove(self, flight: Flight) -> None:
         """It is over."""
         self.leave_engine(flight)
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
+
+    @property
+    def pictures(self) -> int:
+        """Of those in the engine."""
+        return sum(flight.params.num_images for flight in self)
 
     def hold(self, step: BatchStepped) -> None:
         """The pictures of this step hold the slots of their size, and no others do."""

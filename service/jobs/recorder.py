@@ -1,15 +1,21 @@
 """Transactions that must not be lost because the database is away for a while."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from service.core import Job
 from service.errors import Unavailable
 from service.storage.database import Database
 
 AGAIN_SECONDS = 1.0
+
+T = TypeVar("T")
+RecordEnds = Callable[[Connection, str, Sequence[Job]], list[Job]]
+"""Records the ends of jobs of a computation, by its id, in a transaction; returns the jobs that ended by that."""
 
 
 class Recorder:
@@ -19,17 +25,15 @@ class Recorder:
         self._database = database
         self._stopping = asyncio.Event()
 
-    async def run(self, record: Callable[[Connection], None]) -> bool:
-        """Run a transaction; False when the service stops before that can be done."""
+    async def run(self, record: Callable[[Connection], T]) -> T | None:
+        """What a transaction returns; None when the service stops before it can be made."""
         while not self._stopping.is_set():
             try:
-                await self._database.run(record)
+                return await self._database.run(record)
             except Unavailable:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), AGAIN_SECONDS)
-            else:
-                return True
-        return False
+        return None
 
     def stop(self) -> None:
         """Try no more."""

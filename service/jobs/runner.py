@@ -36,6 +36,8 @@ RESTART_SECONDS = 1.0
 class Runner:
     """Starts the engine, starts it anew when it is lost, and knows whether it is loaded and alive."""
 
+    what_is_missing = "the model is still loading"  # as long as `ready` is None
+
     def __init__(
         self,
         *,

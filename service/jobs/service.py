@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from observability.observer import Observer
 from service.core import Job, JobState
 from service.errors import Conflict, DeadlineUnreachable, NotFound, Overloaded, QueueFull, Unavailable
 from service.jobs import table, telling
-from service.jobs.board import Board
+from service.jobs.backlog import Backlog
 from service.jobs.flight import Snapshot
 from service.jobs.order import Order
 from service.jobs.telling import Recording
@@ -38,19 +39,19 @@ class JobService:
     def __init__(
         self,
         *,
-        board: Board,
+        backlog: Backlog,
         database: Database,
         images: ImageStore,
         cache: ResponseCache,
         cache_variants: int,
         queue_limit: int,
         retention: float,
-        revision: str,
+        revision: Callable[[], str],
         observer: Observer,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board = board
+        self._backlog = backlog
         self._database = database
         self._images = images
         self._cache = cache
@@ -62,7 +63,6 @@ class JobService:
         self._wall = wall
         self._clock = clock
         self.is_draining = False
-        self._stopped = asyncio.Event()
 
     # Accepting
 
@@ -90,34 +90,34 @@ class JobService:
     async def _accept(self, order: Order) -> tuple[Snapshot, bool]:
         record = partial(self._record, order=order, refusal=self._refusal(order))
         began = self._clock()
-        with self._board.outlook.reserved(order.params, order.priority):
+        with self._backlog.reserved(order.params, order.priority):
             try:
                 job, is_new, lookup_seconds = await self._database.run(record)
             except IntegrityError:  # at that very moment another took the key or deleted the cached pictures
                 job, is_new, lookup_seconds = await self._database.run(record)
         if not is_new:
-            return self._board.snapshot(job), False
+            return await self._backlog.snapshot(job), False
         recording = Recording(self._clock() - began, lookup_seconds)
         if job.is_finished:
             result = CacheResult.HIT
             self._observer.observe(telling.accepted(job, job.id, recording, result))
             self._observer.observe(telling.finished(job, seconds=0.0))
         else:
-            result = self._board.enter(job, recording)
+            result = await self._backlog.enter(job, recording)
         if order.use_cache and (order.seed_given or self._cache_variants):
-            saved = 0.0 if result is CacheResult.MISS else self._board.outlook.seconds_alone(job.params) or 0.0
+            saved = 0.0 if result is CacheResult.MISS else self._backlog.seconds_alone(job.params) or 0.0
             self._observer.observe(CacheLookedUp(Cache.RESPONSE, result, seconds_saved=saved))
-        return self._board.snapshot(job), True
+        return await self._backlog.snapshot(job), True
 
     def _refusal(self, order: Order) -> QueueFull | DeadlineUnreachable | None:
         """Why the engine could not do the order now, if so."""
-        if self._board.waiting + self._board.outlook.reservations >= self._queue_limit:
+        if self._backlog.waiting >= self._queue_limit:
             return QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
-        cache_key = order.params.cache_key(self._revision) if order.use_cache else None
-        seconds = self._board.outlook.seconds_for(order.params, order.priority, cache_key)
+        cache_key = order.params.cache_key(self._revision()) if order.use_cache else None
+        seconds = self._backlog.seconds_for(order.params, order.priority, cache_key)
         if seconds is None or seconds <= order.timeout:
             return None
-        alone = self._board.outlook.seconds_alone(order.params) or 0.0
+        alone = self._backlog.seconds_alone(order.params) or 0.0
         kind, even = (DeadlineUnreachable, "even alone ") if alone > order.timeout else (Overloaded, "")
         return kind(
             f"{even}it would take about {max(alone, seconds):.1f} s, and timeout_s is {order.timeout:g}",
@@ -143,59 +143,49 @@ class JobService:
             lookup_seconds = self._clock() - began
         if hit is None and refusal is not None:
             raise refusal
-        job = self._new_job(order, now) if hit is None else _answered(self._new_job(order, now), hit)
+        job = self._new_job(order, now)
+        job = self._backlog.place(connection, job) if hit is None else _answered(job, hit)
         table.add(connection, job)
         if order.idempotency_key is not None:
             table.bind_key(connection, order.idempotency_key, order.fingerprint, job.id, now)
         return job, True, lookup_seconds
 
     def _find_response(self, connection: Connection, order: Order, now: float) -> CachedResponse | None:
+        params, revision = order.params, self._revision()
         if order.seed_given:
-            return self._cache.find(connection, order.params.cache_key(self._revision), now)
-        return self._cache.find_variant(connection, order.params.prompt_key(self._revision), self._cache_variants, now)
+            return self._cache.find(connection, params.cache_key(revision), now)
+        return self._cache.find_variant(connection, params.prompt_key(revision), self._cache_variants, now)
 
     def _new_job(self, order: Order, now: float) -> Job:
         return Job(
             id=secrets.token_hex(16),
             params=order.params,
-            revision=self._revision,
+            revision=self._revision(),
             created_at=now,
             expires_at=now + order.timeout,
             priority=order.priority,
             source=order.source,
-            cache_key=order.params.cache_key(self._revision) if order.use_cache else None,
+            cache_key=order.params.cache_key(self._revision()) if order.use_cache else None,
             traceparent=order.traceparent,
         )
-
-    async def recover(self) -> int:
-        """Queue every job that an earlier process left unfinished, for the present model; return how many."""
-        jobs = await self._database.run(table.unfinished)
-        for job in jobs:
-            cache_key = None if job.cache_key is None else job.params.cache_key(self._revision)
-            self._board.enter(
-                job.but(
-                    state=JobState.PENDING, started_at=None, timings={}, revision=self._revision, cache_key=cache_key
-                )
-            )
-        return len(jobs)
 
     # Looking
 
     async def get(self, job_id: str) -> Snapshot:
         """The job and where it stands. Raises `NotFound` for an unknown one and one whose time is over."""
-        live = self._board.live(job_id)
-        if live is not None:
-            return self._board.snapshot(live.job)
+        found = await self._backlog.find(job_id)
+        if found is not None:
+            return found
         job = await self._database.run(partial(table.get, job_id=job_id))
         if job is None or (job.finished_at is not None and job.finished_at <= self._wall() - self._retention):
             raise NotFound(f"there is no job {job_id[:64]!r}; finished jobs are kept for {self._retention:g} s")
-        return self._board.snapshot(job)
+        return await self._backlog.snapshot(job)
 
     async def page(self, states: Sequence[JobState], limit: int, before: tuple[float, str] | None) -> list[Snapshot]:
         """At most `limit` jobs of `states` (all, when empty), newest first, older than `before` (time and id)."""
         since = self._wall() - self._retention
         query = partial(table.page, states=states, limit=limit, before=before, since=since)
-        return [self._board.snapshot(job) for job in await self._database.run(query)]
+        return [await self._backlog.snapshot(job) for job in await self._database.run(query)]
 
     async def image(self, job_id: str, index: int) -> tuple[bytes, Job]:
         """The bytes of picture `index` of a completed job. Raises `NotFound`."""
@@ -209,32 +199,17 @@ class JobService:
 
     async def wait(self, job_id: str, seconds: float) -> Snapshot:
         """The job once it has ended, or as it is after `seconds`, or when the service stops."""
-        live = self._board.live(job_id)
-        if live is not None:
-            live.waiters += 1
-            ends = [asyncio.ensure_future(live.done.wait()), asyncio.ensure_future(self._stopped.wait())]
-            try:
-                await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                live.waiters -= 1
-                for each in ends:
-                    each.cancel()
-            return self._board.snapshot(live.job)
-        return await self.get(job_id)
+        return await self._backlog.wait(job_id, seconds) or await self.get(job_id)
 
     async def follow(self, job_id: str) -> AsyncGenerator[Snapshot]:
         """The job as it is, then at every change, up to its end or the service's. Raises `NotFound`."""
-        live = self._board.live(job_id)
-        if live is None:
-            yield await self.get(job_id)
-            return
-        with live.watched() as changes:
-            snapshot: Snapshot | None = self._board.snapshot(live.job)
-            while snapshot is not None and not self._stopped.is_set():
+        is_known = False
+        async with aclosing(self._backlog.follow(job_id)) as changes:
+            async for snapshot in changes:
+                is_known = True
                 yield snapshot
-                if snapshot.job.is_finished:
-                    return
-                snapshot = await changes.get()
+        if not is_known:
+            yield await self.get(job_id)
 
     # Ending
 
@@ -243,20 +218,19 @@ class JobService:
 
         Raises `NotFound`, and `Conflict` for a job that had ended already.
         """
-        live = self._board.live(job_id)
-        if live is None or not await self._board.end(live, JobState.CANCELLED, reason):
+        if not await self._backlog.end(job_id, JobState.CANCELLED, reason):
             snapshot = await self.get(job_id)
             raise Conflict(f"the job is {snapshot.job.state} already")
-        return self._board.snapshot(live.job)
+        return await self.get(job_id)
 
     async def abandon(self, job_id: str) -> None:
         """The client that waited for its new job is gone: cancel it, unless somebody else waits for it.
 
         Its idempotency key can be used again, so that a retry gets a job that runs.
         """
-        live = self._board.live(job_id)
-        if live is not None and not live.waiters:
-            await self._board.end(live, JobState.CANCELLED, Reason.DISCONNECTED)
+        if await self._backlog.is_waited_for(job_id):
+            return
+        if await self._backlog.end(job_id, JobState.CANCELLED, Reason.DISCONNECTED):
             await self._database.run(partial(table.free_keys, job_id=job_id))
 
     async def purge(self) -> int:
@@ -282,8 +256,7 @@ class JobService:
 
     def stop(self) -> None:
         """Answer everyone who still waits with the job as it is."""
-        self._stopped.set()
-        self._board.stop()
+        self._backlog.stop()
 
 
 def _answered(job: Job, hit: CachedResponse) -> Job:

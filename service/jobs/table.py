@@ -14,7 +14,7 @@ from service.storage.database import blobs, idempotency, jobs, responses
 
 IDEMPOTENCY_SECONDS = 86_400.0
 
-_is_unfinished = jobs.c.state.not_in([state.value for state in TERMINAL_STATES])
+IS_UNFINISHED = jobs.c.state.not_in([state.value for state in TERMINAL_STATES])
 
 
 def add(connection: Connection, job: Job) -> None:
@@ -22,15 +22,23 @@ def add(connection: Connection, job: Job) -> None:
     connection.execute(insert(jobs).values(id=job.id, **_columns(job)))
 
 
-def save(connection: Connection, job: Job) -> None:
-    """Write the job's present state over its record, unless that is terminal: a terminal state is final."""
-    connection.execute(update(jobs).where(jobs.c.id == job.id, _is_unfinished).values(**_columns(job)))
+def save(connection: Connection, job: Job) -> bool:
+    """Write the job's present state over its record, unless that is terminal: a terminal state is final.
+
+    Return whether it was written.
+    """
+    written = connection.execute(update(jobs).where(jobs.c.id == job.id, IS_UNFINISHED).values(**_columns(job)))
+    return written.rowcount > 0
 
 
-def save_all(connection: Connection, jobs: Sequence[Job]) -> None:
-    """`save` each."""
-    for job in jobs:
-        save(connection, job)
+def save_all(connection: Connection, jobs: Sequence[Job]) -> list[Job]:
+    """`save` each; return those that were written."""
+    return [job for job in jobs if save(connection, job)]
+
+
+def save_ends(connection: Connection, flight: str, jobs: Sequence[Job]) -> list[Job]:
+    """See `recorder.RecordEnds`: of jobs that no other process can end."""
+    return save_all(connection, jobs)
 
 
 def free_keys(connection: Connection, job_id: str) -> None:
@@ -43,16 +51,21 @@ def add_blob(connection: Connection, blob: str, size: int, now: float) -> None:
     connection.execute(insert(blobs).values(id=blob, bytes=size, created_at=now))
 
 
+def has_blob(connection: Connection, blob: str) -> bool:
+    """Whether a blob is recorded."""
+    return connection.execute(select(blobs.c.id).where(blobs.c.id == blob)).first() is not None
+
+
 def get(connection: Connection, job_id: str) -> Job | None:
     """The job, or None."""
     row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
-    return None if row is None else _job(row)
+    return None if row is None else job_of(row)
 
 
 def unfinished(connection: Connection) -> list[Job]:
     """Every job that has not reached a terminal state, oldest first."""
-    query = select(jobs).where(_is_unfinished).order_by(jobs.c.created_at, jobs.c.id)
-    return [_job(row) for row in connection.execute(query)]
+    query = select(jobs).where(IS_UNFINISHED).order_by(jobs.c.created_at, jobs.c.id)
+    return [job_of(row) for row in connection.execute(query)]
 
 
 def page(
@@ -68,7 +81,7 @@ def page(
         query = query.where(jobs.c.state.in_([state.value for state in states]))
     if before is not None:
         query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
-    return [_job(row) for row in connection.execute(query)]
+    return [job_of(row) for row in connection.execute(query)]
 
 
 def find_by_key(connection: Connection, key: str, fingerprint: str, now: float) -> Job | None:
@@ -123,10 +136,11 @@ def _columns(job: Job) -> dict[str, Any]:
         "prompt_truncated": job.prompt_truncated,
         "timings": json.dumps(dict(job.timings)),
         "traceparent": job.traceparent,
+        "flight": job.flight,
     }
 
 
-def _job(row: Row[Any]) -> Job:
+def job_of(row: Row[Any]) -> Job:
     params = json.loads(row.params)
     return Job(
         id=row.id,
@@ -147,4 +161,5 @@ def _job(row: Row[Any]) -> Job:
         prompt_truncated=row.prompt_truncated,
         timings={Stage(stage): seconds for stage, seconds in json.loads(row.timings).items()},
         traceparent=row.traceparent,
+        flight=row.flight,
     )

@@ -66,8 +66,23 @@ jobs = Table(
     Column("prompt_truncated", Boolean, nullable=False),
     Column("timings", Text, nullable=False),
     Column("traceparent", String(64)),
+    Column("flight", String(64)),
     Index("jobs_by_age", "created_at", "id"),
     Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_by_flight", "flight"),
+    Index("jobs_by_cache_key", "cache_key"),
+)
+# In a fleet, a computation that unfinished jobs wait for: the worker that has it, how many have had it, and how many of
+# those were lost over it.
+flights = Table(
+    "flights",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("priority", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("worker", String(64)),
+    Column("runs", Integer, nullable=False),
+    Column("lost", Integer, nullable=False),
 )
 idempotency = Table(
     "idempotency_keys",
@@ -139,7 +154,7 @@ class Database:
 
 
 def _prepare(engine: Engine) -> None:
-    """Create what is missing: tables, and columns that an earlier version did not have, which are all nullable."""
+    """Create what is missing: tables, and what an earlier version did not have: columns, all nullable, and indexes."""
     metadata.create_all(engine)
     found = inspect(engine)
     for table in metadata.sorted_tables:
@@ -149,6 +164,8 @@ def _prepare(engine: Engine) -> None:
                 kind = column.type.compile(engine.dialect)
                 with engine.begin() as connection:
                     connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+        for index in table.indexes:
+            index.create(engine, checkfirst=True)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,10 +31,12 @@ def environment(data_dir: Path, **settings: object) -> dict[str, str]:
 class Server:
     """One running server process and a client for it. A fake model makes no step while the file `hold` is there."""
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    def __init__(
+        self, data_dir: Path, command: Sequence[str] = ("service", "serve"), name: str = "server", **settings: object
+    ) -> None:
         self.data_dir = data_dir
         data_dir.mkdir(parents=True, exist_ok=True)
-        self.log = data_dir / "server.log"
+        self.log = data_dir / f"{name}.log"
         self.hold = data_dir / "hold"
         model = str(settings.get("model", ""))
         if model.startswith("fake:"):
@@ -42,7 +44,7 @@ class Server:
         with self.log.open("ab") as log:
             start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"], env=environment(data_dir, **settings), stderr=log
+                [sys.executable, "-m", *command], env=environment(data_dir, **settings), stderr=log
             )
         self.url = self._await_address(start)
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from observability.events import BatchStepped, RequestAccepted, RequestFinished, RequestStarted, StepsWasted
+from observability.events import (
+    BatchStepped,
+    RequestAccepted,
+    RequestFinished,
+    RequestLeft,
+    RequestStarted,
+    StepsWasted,
+)
 from observability.labels import CacheResult, Priority, Reason, Stage
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped, Submit
@@ -36,7 +43,11 @@ class Scene:
         self.sent: list[Command] = []
         self.recorder = build.Recorder()
         self.delivery = Delivery(self.images, ResponseCache(ttl=100.0, max_bytes=10**6), wall=lambda: NOW)
-        self.board = Board(
+        self.board = self.another()
+
+    def another(self, **more: Any) -> Board:
+        """A board with all of this, and `more`."""
+        return Board(
             database=self.database,
             delivery=self.delivery,
             estimator=Estimator(),
@@ -44,6 +55,7 @@ class Scene:
             observer=self.recorder,
             wall=lambda: NOW,
             clock=lambda: 50.0,
+            **more,
         )
 
     def enter(self, job_id: str, **changes: Any) -> CacheResult:
@@ -258,6 +270,34 @@ async def test_what_the_engine_says_of_a_job_that_has_gone_is_passed_over(scene:
     await scene.board.settle(60)
     assert len(scene.ends) == 1
     assert scene.record("a").state is JobState.CANCELLED
+
+
+async def test_what_somebody_else_ended_is_let_go(scene: Scene) -> None:
+    """It leaves the engine, and no end is told or recorded here; a second time changes nothing."""
+    over: list[str] = []
+    scene.board = scene.another(on_over=over.append)
+    scene.enter("a")
+    live = scene.board.live("a")
+    assert live is not None
+    scene.board.started(["a"])
+    scene.board.forget("a", Reason.MOVED)
+    scene.board.forget("a", Reason.MOVED)
+    assert live.done.is_set()
+    assert scene.sent[-1] == Cancel("a", Reason.MOVED)
+    assert scene.recorder.of(RequestLeft) == [RequestLeft("a")]
+    assert (scene.ends, over) == ([], ["a"])
+
+
+async def test_only_ends_that_count_are_told(scene: Scene) -> None:
+    """The table let another end the job; the pictures are in a blob that nothing points at."""
+    scene.board = scene.another(record_ends=lambda _connection, _flight, _jobs: [])
+    scene.enter("a")
+    scene.board.started(["a"])
+    scene.finish("a")
+    await scene.board.settle(60)
+    assert scene.ends == []
+    assert scene.recorder.of(RequestLeft) == [RequestLeft("a")]
+    assert scene.database.run_here(table.delete_unused_blobs) == ["a"]
 
 
 async def test_places_in_the_queue_follow_priority_and_age(scene: Scene) -> None:

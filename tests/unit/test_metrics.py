@@ -137,6 +137,7 @@ def test_every_metric_is_made_from_some_event(registry: CollectorRegistry, metri
         events.RequestRejected(Reason.QUEUE_FULL, Source.USER),
         events.RequestAccepted(build.request(), "a"),
         events.RequestStarted(build.request(), 0.1),
+        events.RequestLeft("a"),
         events.StageFinished(Stage.STORE, 0.1),
         events.ServiceStarted(100, 1.5),
         events.LoopLagged(0.01),

@@ -66,6 +66,18 @@ def times(span: ReadableSpan) -> tuple[float, float]:
     return (span.start_time or 0) / SECOND, (span.end_time or 0) / SECOND
 
 
+def test_a_request_that_goes_on_elsewhere_leaves_a_span_without_an_end(bench: Bench) -> None:
+    """Neither well nor ill; a batch that was for it alone is over."""
+    bench.accept("a")
+    bench.step("a")
+    bench.tracing.observe(events.RequestLeft("a"))
+    bench.tracing.observe(events.RequestLeft("unknown"))
+    (root,) = bench.spans("request")
+    assert [each.name for each in root.events] == ["left"]
+    assert root.status.status_code is StatusCode.UNSET
+    assert len(bench.spans("batch")) == 1
+
+
 def test_a_request_has_a_span_with_one_for_each_stage(bench: Bench) -> None:
     """The queue from acceptance on, the steps as seen, what came after backwards from the end."""
     bench.accept("a")

@@ -1,0 +1,66 @@
+"""What a process that serves the API without an engine has of its fleet: the queue, and who works on it."""
+
+import asyncio
+import secrets
+
+from redis.asyncio import Redis
+
+from observability.observer import Observer
+from service.errors import StartupError, Unavailable
+from service.jobs.estimate import Estimator
+from service.jobs.service import RETRY_SECONDS
+from service.queue.news import News
+from service.queue.remote import FleetBacklog
+from service.queue.roster import Roster
+from service.queue.streams import REPLY_SECONDS, Streams
+from service.storage.database import Database
+
+
+def connected(url: str) -> tuple[Redis, Streams, News, str]:
+    """Redis, the queue and the news of it, and a name for this process. Raises `StartupError` for what is no URL."""
+    name = secrets.token_hex(8)
+    try:
+        redis = Redis.from_url(
+            url, decode_responses=True, socket_timeout=REPLY_SECONDS, socket_connect_timeout=REPLY_SECONDS
+        )
+        return redis, Streams(url, name), News(url), name
+    except ValueError as error:
+        raise StartupError(f"SAFELIGHT_QUEUE_URL: {error}") from error
+
+
+class Fleet:
+    """See the module's words."""
+
+    def __init__(self, url: str, database: Database, observer: Observer) -> None:
+        self._redis, self._streams, self._news, _ = connected(url)
+        self.roster = Roster(self._redis)
+        self.backlog = FleetBacklog(
+            database=database,
+            streams=self._streams,
+            redis=self._redis,
+            news=self._news,
+            roster=self.roster,
+            estimator=Estimator(),
+            observer=observer,
+        )
+
+    def revision(self) -> str:
+        """Of the workers' model. Raises `Unavailable` while none is known."""
+        if self.roster.ready is None:
+            raise Unavailable(self.roster.what_is_missing, retry_after=RETRY_SECONDS)
+        return self.roster.ready.info.revision
+
+    async def start(self) -> None:
+        """Look who is there, and at what they do, from now on."""
+        self._news.start()
+        await self.roster.look()
+        self._looking = asyncio.create_task(self.roster.go_on())
+        self.backlog.start()
+
+    async def stop(self) -> None:
+        """Let go of everything."""
+        self._looking.cancel()
+        self.backlog.stop()
+        await self._news.stop()
+        await self._streams.close()
+        await self._redis.aclose()

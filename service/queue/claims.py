@@ -1,0 +1,232 @@
+"""What a worker has taken from the queue: it takes what it has room for, and keeps it until the table has its end.
+
+Nothing here needs to end well. Killed between any two steps, a worker leaves a computation that the queue gives to
+another, and pictures that the table does not know.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import Connection
+
+from observability.labels import Reason
+from observability.observer import Observer
+from service.core import Job
+from service.engine.contract import Ready
+from service.errors import Unavailable
+from service.jobs import telling
+from service.jobs.background import Background
+from service.jobs.board import Board
+from service.jobs.delivery import Delivery
+from service.jobs.ending import anew
+from service.queue import ledger
+from service.queue.ledger import MAX_LOST, Run
+from service.queue.streams import Claim, Streams
+from service.storage.database import Database
+
+log = logging.getLogger("safelight.queue")
+
+KEEP_SECONDS = 2.0
+IDLE_SECONDS = 8.0  # not kept for so long, a claim is nobody's
+RESCUE_SECONDS = 1.0
+ARRIVAL_SECONDS = 5.0
+AGAIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A claim, and the turn at it that the table gave."""
+
+    claim: Claim
+    run: Run
+
+
+class Claims:
+    """See the module's words. `ready` is what the engine said of itself, None while it cannot work."""
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        streams: Streams,
+        database: Database,
+        delivery: Delivery,
+        observer: Observer,
+        ready: Callable[[], Ready | None],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._worker = worker
+        self._streams = streams
+        self._database = database
+        self._delivery = delivery
+        self._observer = observer
+        self._ready = ready
+        self._wall = wall
+        self._held: dict[str, Held] = {}
+        self._begun: set[Claim] = set()  # taken, and not yet given a turn
+        self._room = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
+        self._failed_at = -IDLE_SECONDS
+
+    def start(self, board: Board) -> None:
+        """Take what comes from now on, and put it on `board`."""
+        self._board = board
+        loop = asyncio.get_running_loop()
+        work = {self._take: AGAIN_SECONDS, self._keep: KEEP_SECONDS, self._rescue: RESCUE_SECONDS}
+        self._tasks = [loop.create_task(self._repeat(each, seconds)) for each, seconds in work.items()]
+
+    async def _repeat(self, work: Callable[[], object], seconds: float) -> None:
+        while True:
+            try:
+                await work()  # type: ignore[misc]
+            except Unavailable as error:
+                self._failed_at = time.monotonic()
+                log.warning("%s", error.detail)
+            except Exception:
+                log.exception("the queue: %s failed", work)
+            await asyncio.sleep(seconds)
+
+    # Taking
+
+    def look(self) -> None:
+        """There may be room in the engine."""
+        self._room.set()
+
+    async def _take(self) -> None:
+        seen = await self._streams.newest()
+        while True:
+            self._room.clear()
+            ready = self._ready()
+            room = 0 if ready is None else ready.profile.cap(ready.info.default_size) - self._board.flights.pictures
+            if room <= 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), AGAIN_SECONDS)
+                continue
+            self._begun.update(await self._streams.take(room))
+            claims = list(self._begun)  # also those whose turn was interrupted
+            for claim in claims:
+                await self._begin(claim)
+            if not claims:
+                await self._streams.arrival(seen, ARRIVAL_SECONDS)
+                seen = await self._streams.newest()
+
+    async def _begin(self, claim: Claim) -> None:
+        try:
+            found = await self._database.run(partial(ledger.begin, flight=claim.flight, worker=self._worker))
+        except Unavailable:
+            await self._streams.give_back(claim)
+            raise
+        finally:
+            self._begun.discard(claim)
+        if found is None:
+            await self._streams.done(claim)
+            return
+        run, jobs = found
+        self._held[claim.flight] = Held(claim, run)
+        if run.lost >= MAX_LOST:
+            await self._give_up(run, jobs)
+            return
+        for job in jobs:
+            self._enter(run, job)
+
+    def _enter(self, run: Run, job: Job) -> None:
+        """Under this worker's model, which may not be that of the time when it was recorded."""
+        ready = self._ready()
+        self._board.enter(anew(job, job.revision if ready is None else ready.info.revision), blob=run.blob)
+
+    async def _give_up(self, run: Run, jobs: Sequence[Job]) -> None:
+        now = self._wall()
+        dead = [ledger.dead_letter(job, run, now) for job in jobs]
+        for job in await self._database.run(partial(self.record_ends, flight=run.flight, jobs=dead)):
+            self._observer.observe(telling.finished(job, now - job.created_at))
+        self.over(run.flight)
+
+    async def joined(self, flight: str) -> None:
+        """More jobs wait for a computation, perhaps one of this worker's."""
+        held = self._held.get(flight)
+        if held is None:
+            return
+        for job in await self._database.run(partial(ledger.waiting, flight=flight)):
+            if self._board.live(job.id) is None and flight in self._held:
+                self._enter(held.run, job)
+
+    # Keeping
+
+    async def _keep(self) -> None:
+        held = {each.claim: each.run for each in self._held.values()}
+        lost = await self._streams.keep([*held, *self._begun])
+        self._begun -= lost
+        for claim in lost & held.keys():
+            run = held[claim]
+            if not await self._database.run(partial(ledger.holds, run=run, worker=self._worker)):
+                log.warning("another worker has %s now", claim.flight)
+                self._held.pop(claim.flight, None)
+                self._forget(claim.flight)
+
+    def _forget(self, flight: str) -> None:
+        for each in self._board.flights.known([flight]):
+            for live in list(each.members.values()):
+                self._board.forget(live.job.id, Reason.MOVED)
+
+    async def _rescue(self) -> None:
+        if time.monotonic() - self._failed_at < IDLE_SECONDS:
+            return  # others may not have been able to keep theirs either
+        if count := await self._streams.rescue(IDLE_SECONDS):
+            log.warning("%d computations of a lost worker go to others", count)
+
+    # Ending
+
+    def record_ends(self, connection: Connection, flight: str, jobs: Sequence[Job]) -> list[Job]:
+        """See `recorder.RecordEnds`: if this worker's turn lasts."""
+        held = self._held.get(flight)
+        return [] if held is None else ledger.ended(connection, held.run, self._worker, jobs)
+
+    def over(self, flight: str) -> None:
+        """Nobody waits for the computation here any more, and the table knows."""
+        held = self._held.pop(flight, None)
+        if held is not None:
+            self._background.spawn(self._be_done(held))
+
+    async def _be_done(self, held: Held) -> None:
+        with suppress(Unavailable):  # else it goes to another, who finds that it is over
+            await self._streams.done(held.claim)
+        for blob in held.run.earlier_blobs:
+            await self._delivery.discard_unless_recorded(blob, self._database)
+
+    async def hand_back(self, within: float) -> int:
+        """Take no more, and let others do what takes more than `within` seconds yet; return how much that is."""
+        for task in self._tasks[:1]:
+            task.cancel()
+        self._room.set()
+        for claim in self._begun:
+            with suppress(Unavailable):
+                await self._streams.give_back(claim)
+        count = len(self._begun)
+        for flight in list(self._held):
+            lasting = [each for each in self._board.flights.known([flight]) if not self._is_soon_done(each, within)]
+            if lasting:
+                await self._return(self._held.pop(flight))
+                self._forget(flight)
+                count += 1
+        return count
+
+    def _is_soon_done(self, flight: object, within: float) -> bool:
+        left = self._board.outlook.of(flight)[1]  # type: ignore[arg-type]
+        return left is not None and left <= within
+
+    async def _return(self, held: Held) -> None:
+        with suppress(Unavailable):  # else it is found to be kept by nobody
+            await self._database.run(partial(ledger.give_back, run=held.run, worker=self._worker))
+            await self._streams.give_back(held.claim)
+
+    async def stop(self, seconds: float) -> None:
+        """Be done with what is over, for at most `seconds`."""
+        for task in self._tasks:
+            task.cancel()
+        await self._background.settle(seconds)

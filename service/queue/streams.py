@@ -1,0 +1,270 @@
+"""The queue of a fleet: Redis Streams, one for each priority, read by workers as one consumer group.
+
+An entry carries the id of a computation and nothing else. It is pending from when a worker takes it until that is done
+with it; a worker that lives keeps what it took, and what nobody keeps goes back, to the high priority. Every change is
+one script, and so is there whole or not at all, whoever is killed meanwhile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError, ResponseError
+
+from observability.labels import Priority
+from service.errors import Unavailable
+
+PREFIX = "{safelight}"  # in braces, so that a cluster keeps all keys together
+GROUP = "workers"
+STREAMS = {priority: f"{PREFIX}:queue:{priority.value}" for priority in Priority}
+ENTRIES = f"{PREFIX}:entries"  # by id of the computation: the stream and the id of its entry
+REPLY_SECONDS = 1.0
+RETRY_SECONDS = 5
+FIRST = "0-0"
+
+# KEYS: stream, entries. ARGV: id of the computation. 1 if it was added, 0 if it is there.
+PUT = """
+local entry = redis.call('HGET', KEYS[2], ARGV[1])
+if entry then
+  local stream, id = entry:match('^(.*) (.*)$')
+  if #redis.call('XRANGE', stream, id, id) == 1 then return 0 end
+end
+redis.call('HSET', KEYS[2], ARGV[1], KEYS[1] .. ' ' .. redis.call('XADD', KEYS[1], '*', 'flight', ARGV[1]))
+return 1
+"""
+
+# KEYS: streams in the order of service. ARGV: group, consumer, how many. Stream, id and computation of each.
+TAKE = """
+local left, found = tonumber(ARGV[3]), {}
+for _, stream in ipairs(KEYS) do
+  local answer = left > 0 and
+    redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', left, 'STREAMS', stream, '>')
+  for _, entry in ipairs(answer and answer[1][2] or {}) do
+    found[#found + 1] = {stream, entry[1], entry[2][2]}
+    left = left - 1
+  end
+end
+return found
+"""
+
+IS_MINE = """
+local function is_mine(stream, id)
+  local pending = redis.call('XPENDING', stream, ARGV[1], id, id, 1)
+  return #pending == 1 and pending[1][2] == ARGV[2]
+end
+local function remove(stream, id, flight)
+  redis.call('XACK', stream, ARGV[1], id)
+  redis.call('XDEL', stream, id)
+  if redis.call('HGET', KEYS[1], flight) == stream .. ' ' .. id then redis.call('HDEL', KEYS[1], flight) end
+end
+"""
+
+# KEYS: entries, streams. ARGV: group, consumer, then stream and id of each. The ids that are not the consumer's.
+KEEP = (
+    IS_MINE
+    + """
+local lost = {}
+for n = 3, #ARGV, 2 do
+  if is_mine(ARGV[n], ARGV[n + 1]) then
+    redis.call('XCLAIM', ARGV[n], ARGV[1], ARGV[2], 0, ARGV[n + 1], 'JUSTID')
+  else
+    lost[#lost + 1] = ARGV[n + 1]
+  end
+end
+return lost
+"""
+)
+
+# KEYS: entries, stream. ARGV: group, consumer, id, computation.
+DONE = (
+    IS_MINE
+    + """
+if is_mine(KEYS[2], ARGV[3]) then remove(KEYS[2], ARGV[3], ARGV[4]) end
+"""
+)
+
+# KEYS: entries, stream, stream to go to. ARGV: group, consumer, id, computation. 1 if it was the consumer's.
+GIVE_BACK = (
+    IS_MINE
+    + """
+if not is_mine(KEYS[2], ARGV[3]) then return 0 end
+remove(KEYS[2], ARGV[3], ARGV[4])
+redis.call('HSET', KEYS[1], ARGV[4], KEYS[3] .. ' ' .. redis.call('XADD', KEYS[3], '*', 'flight', ARGV[4]))
+return 1
+"""
+)
+
+# KEYS: entries, stream to go to, streams. ARGV: group, consumer, milliseconds. How many went back.
+RESCUE = (
+    IS_MINE
+    + """
+local count = 0
+for n = 3, #KEYS do
+  local answer = redis.call('XAUTOCLAIM', KEYS[n], ARGV[1], ARGV[2], ARGV[3], '0-0', 'COUNT', 1000)
+  for _, entry in ipairs(answer[2]) do
+    local flight = entry[2][2]
+    remove(KEYS[n], entry[1], flight)
+    redis.call('HSET', KEYS[1], flight, KEYS[2] .. ' ' .. redis.call('XADD', KEYS[2], '*', 'flight', flight))
+    count = count + 1
+  end
+end
+return count
+"""
+)
+
+# KEYS: entries, stream to go to. ARGV: group, computation. 1 if it waited elsewhere.
+RAISE = """
+local entry = redis.call('HGET', KEYS[1], ARGV[2])
+if not entry then return 0 end
+local stream, id = entry:match('^(.*) (.*)$')
+if stream == KEYS[2] or #redis.call('XPENDING', stream, ARGV[1], id, id, 1) == 1 then return 0 end
+if redis.call('XDEL', stream, id) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[2], KEYS[2] .. ' ' .. redis.call('XADD', KEYS[2], '*', 'flight', ARGV[2]))
+return 1
+"""
+
+# KEYS: entries. ARGV: group, computation. 1 if it waited, and does no more.
+DROP = """
+local entry = redis.call('HGET', KEYS[1], ARGV[2])
+if not entry then return 0 end
+local stream, id = entry:match('^(.*) (.*)$')
+if #redis.call('XPENDING', stream, ARGV[1], id, id, 1) == 1 then return 0 end
+redis.call('XDEL', stream, id)
+return redis.call('HDEL', KEYS[1], ARGV[2])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An entry that a worker took: the computation's id, and where the entry is."""
+
+    flight: str
+    stream: str
+    id: str
+
+
+class Streams:
+    """The queue as `consumer` sees it. Every method raises `Unavailable` while Redis is away or takes no changes."""
+
+    def __init__(self, url: str, consumer: str) -> None:
+        self._consumer = consumer
+        once_more = Retry(NoBackoff(), 1)  # with a new connection: the old one may be of before a restart
+        options: dict[str, Any] = {"decode_responses": True, "socket_connect_timeout": REPLY_SECONDS}
+        self._redis = Redis.from_url(url, socket_timeout=REPLY_SECONDS, retry=once_more, **options)
+        self._patient = Redis.from_url(url, socket_timeout=None, retry=once_more, **options)
+        names = {"put": PUT, "take": TAKE, "keep": KEEP, "done": DONE, "give_back": GIVE_BACK, "rescue": RESCUE}
+        names |= {"raise": RAISE, "drop": DROP}
+        self._scripts = {name: self._redis.register_script(text) for name, text in names.items()}
+
+    # For those who bring work
+
+    async def put(self, flight: str, priority: Priority) -> bool:
+        """Add a computation; return whether it was not there already."""
+        return bool(await self._run("put", [STREAMS[priority], ENTRIES], [flight]))
+
+    async def raise_to(self, flight: str, priority: Priority) -> bool:
+        """Let a computation that waits go to the end of another stream; return whether it did."""
+        return bool(await self._run("raise", [ENTRIES, STREAMS[priority]], [GROUP, flight]))
+
+    async def drop(self, flight: str) -> bool:
+        """Take a computation out that nobody has taken; return whether it was there."""
+        return bool(await self._run("drop", [ENTRIES], [GROUP, flight]))
+
+    # For workers
+
+    async def take(self, count: int) -> list[Claim]:
+        """At most `count` computations, high priority first, in the order in which they came; it waits for none."""
+        found = await self._run("take", list(STREAMS.values()), [GROUP, self._consumer, count])
+        return [Claim(flight, stream, entry) for stream, entry, flight in found]
+
+    async def keep(self, claims: Sequence[Claim]) -> set[Claim]:
+        """Say that this worker lives and is at work on `claims`; return those that another has, or nobody any more."""
+        if not claims:
+            return set()
+        where = [text for each in claims for text in (each.stream, each.id)]
+        lost = set(await self._run("keep", [ENTRIES, *STREAMS.values()], [GROUP, self._consumer, *where]))
+        return {each for each in claims if each.id in lost}
+
+    async def done(self, claim: Claim) -> None:
+        """It is over, and its end is recorded. Without effect if another has taken it since."""
+        await self._run("done", [ENTRIES, claim.stream], [GROUP, self._consumer, claim.id, claim.flight])
+
+    async def give_back(self, claim: Claim) -> bool:
+        """Another is to do it, before most that wait; return whether it was this worker's."""
+        keys = [ENTRIES, claim.stream, STREAMS[Priority.HIGH]]
+        return bool(await self._run("give_back", keys, [GROUP, self._consumer, claim.id, claim.flight]))
+
+    async def rescue(self, idle: float) -> int:
+        """Put back what was taken and not kept for `idle` seconds, to the high priority; return how much."""
+        keys = [ENTRIES, STREAMS[Priority.HIGH], *STREAMS.values()]
+        return int(await self._run("rescue", keys, [GROUP, self._consumer, int(idle * 1000)]))
+
+    async def newest(self) -> dict[str, str]:
+        """The ids of the last entries, by stream; `arrival` tells of those after them."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for stream in STREAMS.values():
+                    pipe.xrevrange(stream, count=1)
+                found = await pipe.execute()
+        except RedisError as error:
+            raise _unavailable(error) from error
+        ends = zip(STREAMS.values(), found, strict=True)
+        return {stream: entries[0][0] if entries else FIRST for stream, entries in ends}
+
+    async def arrival(self, since: dict[str, str], seconds: float) -> None:
+        """Return when there are entries after `since`, or after `seconds`."""
+        try:
+            await self._patient.xread(since, count=1, block=max(1, int(seconds * 1000)))  # type: ignore[arg-type]
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def depths(self) -> dict[Priority, int]:
+        """How many computations wait, by priority."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for stream in STREAMS.values():
+                    pipe.xlen(stream)
+                    pipe.xpending(stream, GROUP)
+                found = await pipe.execute(raise_on_error=False)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        counts = zip(STREAMS, found[::2], found[1::2], strict=True)
+        return {each: length - (0 if _is_no_group(taken) else taken["pending"]) for each, length, taken in counts}
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._redis.aclose()
+        await self._patient.aclose()
+
+    async def _run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        script = self._scripts[name]
+        try:
+            return await self._with_group(script, keys, arguments)
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def _with_group(self, script: AsyncScript, keys: list[str], arguments: list[Any]) -> Any:
+        try:
+            return await script(keys=keys, args=arguments)
+        except ResponseError as error:
+            if not _is_no_group(error):
+                raise
+        for stream in STREAMS.values():
+            try:
+                await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+        return await script(keys=keys, args=arguments)
+
+
+def _is_no_group(error: object) -> bool:
+    return isinstance(error, ResponseError) and "NOGROUP" in str(error)
+
+
+def _unavailable(error: RedisError) -> Unavailable:
+    return Unavailable(f"the queue cannot be used at the moment: {type(error).__name__}", retry_after=RETRY_SECONDS)

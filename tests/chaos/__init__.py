@@ -1,0 +1,1 @@
+"""A fleet whose processes are killed all the time."""

@@ -1,0 +1,241 @@
+"""Jobs for a fleet whose workers and APIs are killed again and again, and what became of them.
+
+Two APIs and three workers with the stand-in model, signed: no two runs of it draw the same picture. A real Redis and a
+real PostgreSQL, each of which is killed and started again once.
+"""
+
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+
+from tests.support.fleet import Fleet
+from tests.support.postgresql import PostgresServer, postgresql
+from tests.support.redis import redis
+from tests.support.server import Server
+
+MODEL = "fake:?step_ms=50&signed=1"
+APIS, WORKERS = 2, 3
+TIMEOUT = 5.0
+NAME = re.compile(r"this is worker ([0-9a-f]+)")
+LOOK_SECONDS = 0.1
+
+
+@dataclass
+class Outcome:
+    """What was seen. `recoveries`: seconds from a worker's death until each of its jobs was another's, or over."""
+
+    jobs: int
+    kills: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    recorded: int = 0
+    changed: list[str] = field(default_factory=list)
+    recoveries: list[float] = field(default_factory=list)
+    left: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """A table."""
+        slowest = max(self.recoveries, default=0.0)
+        rows = {
+            "jobs accepted": self.jobs,
+            "jobs in the table": self.recorded,
+            "ended": ", ".join(f"{count} {state}" for state, count in sorted(self.states.items())),
+            "changed after their end": len(self.changed),
+            "killed": ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items())),
+            "tries of clients beside the first": self.retries,
+            "jobs of killed workers": len(self.recoveries),
+            "seconds until the last of a worker's ran again": f"{slowest:.1f}",
+            "left in streams, entries, flights": ", ".join(map(str, self.left.values())),
+            "seconds": f"{self.seconds:.0f}",
+        }
+        return "\n".join(f"{name:<48}{value}" for name, value in rows.items())
+
+
+class Trouble:
+    """The fleet, its users, and who kills it."""
+
+    def __init__(self, made: Fleet, database: PostgresServer, outcome: Outcome, seed: int) -> None:
+        self._made = made
+        self._database = database
+        self._outcome = outcome
+        self._random = random.Random(seed)
+        self._apis: list[Server] = []
+        self._workers: list[Server] = []
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """All processes, ready."""
+        self._apis = [self._api() for _ in range(APIS)]
+        self._workers = [self._worker() for _ in range(WORKERS)]
+        for each in (*self._workers, *self._apis):
+            each.await_ready()
+
+    def _api(self) -> Server:
+        return self._made.api(database_url=self._database.url, queue_limit=10_000)
+
+    def _worker(self) -> Server:
+        return self._made.worker(database_url=self._database.url)
+
+    # Users
+
+    def ask(self, number: int) -> str:
+        """Ask until the job is accepted; its id."""
+        body = {"prompt": f"number {number}", "num_inference_steps": 10 + number % 20, "timeout_s": 3600}
+        headers = {"Idempotency-Key": f"number-{number}"}
+        answer = self._until(lambda url: httpx.post(f"{url}/generate", json=body, headers=headers, timeout=TIMEOUT))
+        return str(answer.json()["job_id"])
+
+    def await_end(self, job_id: str) -> tuple[str, bytes]:
+        """Its state, and its picture if it has one."""
+        while True:
+            job = self._until(lambda url: httpx.get(f"{url}/jobs/{job_id}", timeout=TIMEOUT)).json()
+            if job["status"] not in {"pending", "processing"}:
+                return job["status"], self.picture(job_id) if job["status"] == "completed" else b""
+            time.sleep(0.5)
+
+    def picture(self, job_id: str) -> bytes:
+        """As one of the APIs has it."""
+        return self._until(lambda url: httpx.get(f"{url}/jobs/{job_id}/images/0", timeout=TIMEOUT)).content
+
+    def _until(self, call: Callable[[str], httpx.Response]) -> httpx.Response:
+        """Try one API after the other until one of them answers well."""
+        while True:
+            with self._lock:
+                url = self._random.choice(self._apis).url
+            try:
+                answer = call(url)
+                if answer.is_success:
+                    return answer
+            except httpx.TransportError:
+                pass
+            self._outcome.retries += 1
+            time.sleep(0.2)
+
+    # Trouble
+
+    def kill(self) -> None:
+        """`kill -9` of one process, in whose place another starts."""
+        with self._lock:
+            is_worker = self._random.random() < WORKERS / (APIS + WORKERS)
+            members, make = (self._workers, self._worker) if is_worker else (self._apis, self._api)
+            place = self._random.randrange(len(members))
+            dead = members[place]
+        self._outcome.kills["worker" if is_worker else "API"] += 1
+        held = self._held_by(dead) if is_worker else []
+        dead.kill()
+        if held:
+            threading.Thread(target=self._watch, args=(held, time.monotonic()), daemon=True).start()
+        born = make()
+        with self._lock:
+            members[place] = born
+
+    def _held_by(self, worker: Server) -> list[tuple[str, str]]:
+        name = NAME.search(worker.log.read_text())
+        return self._flights("WHERE worker = %s", name[1]) if name else []
+
+    def _flights(self, where: str, *arguments: Any) -> list[tuple[str, str]]:
+        url = self._database.url.replace("postgresql+psycopg", "postgresql")
+        with psycopg.connect(url) as connection:
+            return connection.execute(f"SELECT id, worker FROM flights {where}", arguments).fetchall()
+
+    def _watch(self, held: list[tuple[str, str]], since: float) -> None:
+        left = dict(held)
+        while left:
+            time.sleep(LOOK_SECONDS)
+            try:
+                now = dict(self._flights("WHERE id = ANY(%s)", list(left)))
+            except psycopg.OperationalError:
+                continue  # it is its turn to be down
+            for flight in [each for each, worker in left.items() if now.get(each) != worker]:
+                self._outcome.recoveries.append(time.monotonic() - since)
+                del left[flight]
+
+    def restart_redis(self) -> None:
+        """Kill it, and start it again."""
+        self._outcome.kills["Redis"] += 1
+        self._made.redis.kill()
+        time.sleep(1.0)
+        self._made.redis.start()
+
+    def restart_database(self) -> None:
+        """Kill it, and start it again."""
+        self._outcome.kills["PostgreSQL"] += 1
+        self._database.stop()
+        time.sleep(1.0)
+        self._database.start()
+
+    # Afterwards
+
+    def look(self) -> None:
+        """What is left in queue and table."""
+        cli = self._made.redis.cli
+        give_up = time.monotonic() + 60
+        while cli("hlen", "{safelight}:entries") != "0" and time.monotonic() < give_up:
+            time.sleep(0.5)
+        priorities = ("high", "normal", "low")
+        self._outcome.left = {
+            "streams": sum(int(cli("xlen", f"{{safelight}}:queue:{each}")) for each in priorities),
+            "entries": int(cli("hlen", "{safelight}:entries")),
+            "flights": len(self._flights("")),
+        }
+        url = self._database.url.replace("postgresql+psycopg", "postgresql")
+        with psycopg.connect(url) as connection:
+            rows = connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
+        self._outcome.states = Counter(dict(rows))
+        self._outcome.recorded = sum(self._outcome.states.values())
+
+
+@contextmanager
+def troubled(folder: Path, outcome: Outcome, seed: int) -> Iterator[Trouble]:
+    """A fleet that is ready, until the block ends."""
+    with ExitStack() as stack:
+        database = stack.enter_context(postgresql())
+        made = Fleet(folder / "data", stack.enter_context(redis(folder / "redis")), MODEL)
+        stack.callback(made.end)
+        trouble = Trouble(made, database, outcome, seed)
+        trouble.start()
+        yield trouble
+
+
+def go_through(
+    folder: Path, jobs: int, kills: int, every: float, tell: Callable[[str], None], seed: int = 0
+) -> Outcome:
+    """Ask for `jobs` while there are `kills`, one `every` so many seconds and each fifth with another close behind."""
+    outcome = Outcome(jobs)
+    with troubled(folder, outcome, seed) as trouble, ThreadPoolExecutor(32) as users:
+        began = time.monotonic()
+        duration = kills * every
+
+        def user(number: int) -> tuple[str, str, bytes]:
+            time.sleep(max(0.0, began + number * duration / jobs - time.monotonic()))
+            job_id = trouble.ask(number)
+            return (job_id, *trouble.await_end(job_id))
+
+        asked = [users.submit(user, number) for number in range(jobs)]
+        for number in range(1, kills + 1):
+            is_close_behind = number % 5 == 0
+            time.sleep(0.5 if is_close_behind else every * 1.25 - 0.125)
+            trouble.kill()
+            if number == kills // 3:
+                trouble.restart_redis()
+            elif number == 2 * kills // 3:
+                trouble.restart_database()
+            done = sum(each.done() for each in asked)
+            tell(f"{time.monotonic() - began:.0f} s: {number} of {kills} killed, {done} of {jobs} jobs ended")
+        ends = [each.result() for each in asked]
+        trouble.look()
+        outcome.changed = [job for job, state, data in ends if state == "completed" and trouble.picture(job) != data]
+        outcome.seconds = time.monotonic() - began
+    return outcome

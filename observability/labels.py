@@ -14,7 +14,10 @@ class Priority(StrEnum):
     @property
     def rank(self) -> int:
         """0 for high, 1 for normal, 2 for low."""
-        return list(Priority).index(self)
+        return RANKS[self]
+
+
+RANKS = {each: rank for rank, each in enumerate(Priority)}  # looked up at every step, for every picture
 
 
 class Source(StrEnum):

@@ -39,6 +39,7 @@ class _Row:
     size: Size
     rows: int
     steps_left: float
+    rank: int  # its priority's
     candidate: Candidate
     key: Key
 
@@ -145,7 +146,8 @@ class Estimator:
         lengths = [(left - unbegun * steps) / max(begun, 1)] * begun + [float(steps)] * unbegun
         candidate = self._candidate(flight, now)
         rows = self._ready.info.rows(flight.params)
-        return [_Row(flight.id, flight.params.size, rows, length, candidate, key) for length in lengths]
+        rank = flight.priority.rank
+        return [_Row(flight.id, flight.params.size, rows, length, rank, candidate, key) for length in lengths]
 
     def _cap(self, size: Size, now: float) -> int:
         assert self._ready is not None, "ready"
@@ -163,7 +165,8 @@ def _fill(running: list[_Row], waiting: list[_Row], cap: int) -> None:
     """Give the free slots to those that wait, in order, and those of rows that one of them may pause."""
     while waiting and len(running) < cap:
         running.append(waiting.pop(0))
-    for each in list(waiting):
+    lowest = max((each.rank for each in running), default=0)
+    for each in [each for each in waiting if each.rank < lowest]:  # only a higher priority may pause
         lower = [other for other in running if each.candidate.may_pause(other.candidate)]
         if lower:
             last = max(lower, key=lambda other: (other.candidate.standing, other.key))

@@ -120,6 +120,7 @@ class Database:
             self._engine = create_engine(url, pool_pre_ping=not is_sqlite, hide_parameters=True)  # they have prompts
             if is_sqlite:
                 event.listen(self._engine, "connect", _configure_sqlite)
+                event.listen(self._engine, "begin", _begin_sqlite)
             _prepare(self._engine)
         except (ArgumentError, SQLAlchemyError, ImportError, OSError) as error:
             first_line = str(error).splitlines()[0]
@@ -170,7 +171,13 @@ def _prepare(engine: Engine) -> None:
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
     """WAL, so that readers do not block; FULL, so that an answered job is on disk also after a power cut."""
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """As a writer from the first: a reader that comes to write what another has written since fails at once."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,6 +1,9 @@
 """The jobs table behaves the same on every database."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, select, text
@@ -136,3 +139,28 @@ def test_a_job_cannot_point_at_a_blob_that_is_not_there(database: Database) -> N
     """So a cache hit that races with a deletion is refused rather than left without pictures."""
     with pytest.raises(IntegrityError):
         add(database, build.job("a", blob="deleted"))
+
+
+def test_two_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
+    """Each reads before it writes; none is told that the database is locked, and none writes over the other."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    databases = [Database(url), Database(url)]  # as two processes have them
+    databases[0].run_here(lambda connection: table.add(connection, build.job("a", expires_at=0.0)))
+
+    def count_up(connection: Connection) -> None:
+        job = table.get(connection, "a")
+        assert job is not None
+        time.sleep(0.001)
+        table.save(connection, job.but(expires_at=job.expires_at + 1))
+
+    def work(database: Database) -> None:
+        for _ in range(50):
+            database.run_here(count_up)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, databases))
+    job = databases[0].run_here(lambda connection: table.get(connection, "a"))
+    assert job is not None
+    assert job.expires_at == 100.0
+    for each in databases:
+        each.close()

@@ -5,6 +5,7 @@ from observability.gameday.causes import WORD, asked, faults, together, traffic
 from observability.gameday.drill import ERRORS, PATIENT, QUIET, SLOW, SPLITS, Drill
 from observability.gameday.traffic import SIZE, Body, small
 
+CALLED_OFF = frozenset({"StepsWasted"})  # in the end, what still waits and runs is
 # Batches end every few seconds, so that no window of a rate is without an end.
 FEW = {"num_inference_steps": 4, "cache": False, **SIZE}
 
@@ -53,6 +54,7 @@ REQUESTS = (
         ("QueueOldestOld",),
         together(SLOW, asked(12, **PATIENT)),
         within="5m",
+        beside=CALLED_OFF,
         is_core=True,
     ),
     Drill(
@@ -60,13 +62,14 @@ REQUESTS = (
         ("QueueLong", "QueueOldestOld"),
         together(SLOW, asked(80, **PATIENT)),
         within="5m",
+        beside=CALLED_OFF,
     ),
     Drill(
         "the queue is full, and still more is asked for",
         ("QueueFull", "QueueLong"),
         together(SLOW, asked(210, **PATIENT), traffic(10, _patient)),
         within="6m",
-        beside=ERRORS | {"ProbeFailing"},
+        beside=ERRORS | CALLED_OFF | {"ProbeFailing"},
         takes=30.0,  # to ask so often
     ),
     Drill(
@@ -74,7 +77,7 @@ REQUESTS = (
         ("DeadlineRefusals",),
         together(SLOW, asked(40, **PATIENT), traffic(3, _hurried)),
         within="12m",
-        beside=ERRORS | {"QueueLong", "FailuresAtLowTraffic"},
+        beside=ERRORS | CALLED_OFF | {"QueueLong", "FailuresAtLowTraffic"},
     ),
     Drill(
         "there are few requests, and some of them fail",

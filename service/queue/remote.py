@@ -106,6 +106,8 @@ class FleetBacklog:
             flight.has_started = told is not None
             flight.steps_done = json.loads(told)["steps"] if told is not None else 0
             flight.slots = flight.params.num_images if flight.has_started else 0
+        if over := progress.keys() - {flight.id for flight in self._flights}:
+            await self._redis.hdel(PROGRESS, *over)  # of workers that died; one that lives tells again
         self._outlook.changed()
         self._observer.observe(self._flights.queue())
         now = self._wall()

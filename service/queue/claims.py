@@ -72,7 +72,7 @@ class Claims:
         self._room = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background = Background()
-        self._failed_at = -IDLE_SECONDS
+        self._failed_at = time.monotonic()  # what happened before is not known
 
     def start(self, board: Board) -> None:
         """Take what comes from now on, and put it on `board`."""
@@ -117,13 +117,8 @@ class Claims:
                 seen = await self._streams.newest()
 
     async def _begin(self, claim: Claim) -> None:
-        try:
-            found = await self._database.run(partial(ledger.begin, flight=claim.flight, worker=self._worker))
-        except Unavailable:
-            await self._streams.give_back(claim)
-            raise
-        finally:
-            self._begun.discard(claim)
+        found = await self._database.run(partial(ledger.begin, flight=claim.flight, worker=self._worker))
+        self._begun.discard(claim)
         if found is None:
             await self._streams.done(claim)
             return
@@ -133,7 +128,8 @@ class Claims:
             await self._give_up(run, jobs)
             return
         for job in jobs:
-            self._enter(run, job)
+            if self._board.live(job.id) is None:  # it may have been this worker's all the time
+                self._enter(run, job)
 
     def _enter(self, run: Run, job: Job) -> None:
         """Under this worker's model, which may not be that of the time when it was recorded."""
@@ -149,11 +145,12 @@ class Claims:
 
     async def joined(self, flight: str) -> None:
         """More jobs wait for a computation, perhaps one of this worker's."""
+        jobs = await self._database.run(partial(ledger.waiting, flight=flight))
         held = self._held.get(flight)
-        if held is None:
-            return
-        for job in await self._database.run(partial(ledger.waiting, flight=flight)):
-            if self._board.live(job.id) is None and flight in self._held:
+        if held is None or self._board.flights.joinable(flight) is None:
+            return  # it is over just now: who came too late for it gets a computation of his own
+        for job in jobs:
+            if self._board.live(job.id) is None:
                 self._enter(held.run, job)
 
     # Keeping
@@ -204,10 +201,13 @@ class Claims:
         for task in self._tasks[:1]:
             task.cancel()
         self._room.set()
-        for claim in self._begun:
+        await asyncio.wait(self._tasks[:1])
+        untouched = list(self._begun)
+        self._begun.clear()
+        for claim in untouched:
             with suppress(Unavailable):
                 await self._streams.give_back(claim)
-        count = len(self._begun)
+        count = len(untouched)
         for flight in list(self._held):
             lasting = [each for each in self._board.flights.known([flight]) if not self._is_soon_done(each, within)]
             if lasting:

@@ -77,19 +77,14 @@ def is_wanted(connection: Connection, flight: str) -> bool:
     return False
 
 
-def expired(connection: Connection, now: float) -> list[Job]:
-    """Unfinished jobs whose time was over a moment ago at Unix time `now`."""
-    query = select(jobs).where(IS_UNFINISHED, jobs.c.flight.is_not(None), jobs.c.expires_at <= now)
-    return [table.job_of(row) for row in connection.execute(query)]
-
-
 def waited_for(connection: Connection, before: float) -> list[tuple[str, Priority]]:
     """Every computation that unfinished jobs wait for since `before`: all that the queue has to have.
 
     A job that came when the computation it was to share was over already gets one of its own.
     """
-    late = select(jobs).where(IS_UNFINISHED, jobs.c.flight.is_not(None), jobs.c.created_at <= before)
-    for row in connection.execute(late.where(~exists().where(flights.c.id == jobs.c.flight))).all():
+    has_none = jobs.c.flight.is_(None) | ~exists().where(flights.c.id == jobs.c.flight)  # also of times without a queue
+    late = select(jobs).where(IS_UNFINISHED, has_none, jobs.c.created_at <= before).with_for_update(skip_locked=True)
+    for row in connection.execute(late).all():
         job = table.job_of(row)
         connection.execute(update(jobs).where(jobs.c.id == job.id).values(flight=job.id))
         _add(connection, job)
@@ -115,7 +110,7 @@ def begin(connection: Connection, flight: str, worker: str) -> tuple[Run, list[J
         .where(flights.c.id == flight)
         .values(
             runs=flights.c.runs + 1,
-            lost=flights.c.lost + case((flights.c.worker.is_not(None), 1), else_=0),
+            lost=flights.c.lost + case((flights.c.worker != worker, 1), else_=0),
             worker=worker,
         )
         .returning(flights.c.runs, flights.c.lost)

@@ -54,7 +54,7 @@ class News:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        self._tell_all()
+        self.wake()
         await self._redis.aclose()
 
     async def tell(self, messages: Mapping[str, Message]) -> None:
@@ -84,8 +84,8 @@ class News:
         """The channel's messages from now on; None says that some may have been lost."""
         inbox: Inbox = asyncio.Queue()
         self._inboxes.setdefault(channel, set()).add(inbox)
-        await self._adjust(channel)
         try:
+            await self._adjust(channel)
             yield inbox
         finally:
             self._inboxes[channel].discard(inbox)
@@ -112,13 +112,15 @@ class News:
                     async with self._changing:
                         await pubsub.subscribe(QUIET, *self._inboxes)
                         self._pubsub = pubsub
-                    self._tell_all()
+                    self.wake()
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
                         if message is not None:
                             self._take(message)
             except RedisError as error:
                 log.debug("no news for a while: %s", error)
+            except Exception:
+                log.exception("news cannot be heard")
             self._pubsub = None
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -126,7 +128,8 @@ class News:
         for inbox in self._inboxes.get(message["channel"], ()):
             inbox.put_nowait(json.loads(message["data"]))
 
-    def _tell_all(self) -> None:
+    def wake(self) -> None:
+        """Have everybody who listens look."""
         for inboxes in self._inboxes.values():
             for inbox in inboxes:
                 inbox.put_nowait(None)

@@ -84,6 +84,10 @@ class FleetBacklog:
                     await work()
                 except RedisError as error:
                     log.warning("the queue cannot be reached: %s", error)
+                except Unavailable:
+                    raise
+                except Exception:
+                    log.exception("the view of the fleet: %s failed", work)
             await asyncio.sleep(seconds)
 
     # The view
@@ -95,6 +99,10 @@ class FleetBacklog:
             self._estimator.ready(self._roster.ready)
         self._estimator.workers = max(1, len(self._roster.workers))
         unfinished = await self._database.run(table.unfinished)
+        now = self._wall()
+        for job in unfinished:
+            if job.expires_at <= now:
+                await self.end(job.id, JobState.EXPIRED, Reason.DEADLINE)
         progress = await self._redis.hgetall(PROGRESS)
         here = {job.id: job for job in unfinished}
         for gone in self._live.keys() - here.keys():
@@ -110,10 +118,6 @@ class FleetBacklog:
             await self._redis.hdel(PROGRESS, *over)  # of workers that died; one that lives tells again
         self._outlook.changed()
         self._observer.observe(self._flights.queue())
-        now = self._wall()
-        for job in unfinished:
-            if job.expires_at <= now:
-                await self.end(job.id, JobState.EXPIRED, Reason.DEADLINE)
 
     def _see(self, job: Job) -> None:
         live = self._live.get(job.id)
@@ -293,6 +297,7 @@ class FleetBacklog:
     def stop(self) -> None:
         """See `Backlog`."""
         self._stopped.set()
+        self._news.wake()
         for task in self._tasks:
             task.cancel()
 

@@ -90,7 +90,10 @@ class Roster:
     async def go_on(self) -> None:
         """Look again and again."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                log.exception("the fleet cannot be looked at")
             await asyncio.sleep(LOOK_SECONDS)
 
 

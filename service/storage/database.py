@@ -34,6 +34,8 @@ log = logging.getLogger("safelight.database")
 
 T = TypeVar("T")
 
+PREPARING = 7_245_331  # of an advisory lock: any number that nobody else takes
+
 metadata = MetaData()
 
 # A blob is the folder of one computation's pictures. Jobs and cached responses point at it; it is deleted when
@@ -155,18 +157,23 @@ class Database:
 
 
 def _prepare(engine: Engine) -> None:
-    """Create what is missing: tables, and what an earlier version did not have: columns, all nullable, and indexes."""
-    metadata.create_all(engine)
-    found = inspect(engine)
-    for table in metadata.sorted_tables:
-        known = {column["name"] for column in found.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in known:
-                kind = column.type.compile(engine.dialect)
-                with engine.begin() as connection:
+    """Create what is missing: tables, and what an earlier version did not have: columns, all nullable, and indexes.
+
+    Processes that start at the same time do it one after the other.
+    """
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({PREPARING})"))
+        metadata.create_all(connection)
+        found = inspect(connection)
+        for table in metadata.sorted_tables:
+            known = {column["name"] for column in found.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in known:
+                    kind = column.type.compile(engine.dialect)
                     connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
-        for index in table.indexes:
-            index.create(engine, checkfirst=True)
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

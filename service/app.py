@@ -16,7 +16,7 @@ from prometheus_fastapi_instrumentator import metrics as http_metrics
 
 from observability import slo as slo_objectives
 from observability.events import DrainStarted, ServiceStarted, ServiceStopped
-from observability.exposition import LOG_LEVEL, Exposition, MetricsServer, Put
+from observability.exposition import Exposition, MetricsServer, Put
 from observability.metrics import HTTP_SECONDS
 from observability.process import new_registry, watch_event_loop
 from observability.propagation import instrument
@@ -27,13 +27,12 @@ from service.engine.fake import SCHEME
 from service.errors import StartupError
 from service.fleet import Fleet
 from service.garbage import forget_garbage
+from service.jobs.background import repeat
 from service.jobs.backlog import Backlog
-from service.jobs.local import LocalBacklog
-from service.jobs.runner import Runner
 from service.jobs.service import JobService
 from service.maker import Maker
-from service.queue.roster import Roster
 from service.settings import Settings
+from service.source import Alone, Source
 from service.storage.cache import ResponseCache
 from service.storage.database import Database
 from service.storage.images import ImageStore
@@ -63,23 +62,24 @@ class Service:
         registry = new_registry()
         self._telemetry = Telemetry(settings, registry)
         self._observer = self._telemetry.observer
-        self._maker: Maker | None = None
-        self._fleet: Fleet | None = None
-        if settings.queue_url is None:
-            parts = (self._database, self._images, self._cache)
-            self._maker = Maker(settings, registry, self._observer, *parts, on_load_failed)
-        else:
-            self._fleet = Fleet(settings.queue_url, self._database, self._observer)
+        self._source = self._make_source(registry, on_load_failed)
         self._exposition = Exposition(registry)
-        settable = LOG_LEVEL if self._maker is None else self._maker.settable()
-        self.metrics_server = serve_metrics(settings, self._exposition, settable)
+        self.metrics_server = serve_metrics(settings, self._exposition, self._source.settable)
         self.app = build_app(registry, self._telemetry.provider, self._lifespan)
+
+    def _make_source(self, registry: CollectorRegistry, on_load_failed: Callable[[str], None]) -> Source:
+        settings = self._settings
+        if settings.queue_url is not None:
+            return Fleet(settings.queue_url, self._database, self._observer)
+        parts = (self._database, self._images, self._cache)
+        return Alone(Maker(settings, registry, self._observer, *parts, on_load_failed), settings, self._database)
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         await self._start(app)
         watching = asyncio.create_task(watch_event_loop(self._observer))
-        purging = asyncio.create_task(self._purge_now_and_then())
+        seconds = min(MAX_PURGE_SECONDS, self._settings.retention_seconds / 2)
+        purging = asyncio.create_task(repeat(self._jobs.purge, seconds))
         try:
             yield
         finally:
@@ -90,21 +90,11 @@ class Service:
     async def _start(self, app: FastAPI) -> None:
         settings = self._settings
         self._observer.observe(ServiceStarted(settings.queue_limit, settings.gpu_dollars_per_hour))
-        if self._maker is not None:
-            backlog = LocalBacklog(self._maker.start())
-            own = loading.revision(loading.locate(settings.model))
-            self._jobs = self._job_service(backlog, lambda: own)
-            recovered = await backlog.recover(self._database, own)
-            if recovered:
-                log.info("%d unfinished jobs of an earlier run are queued again", recovered)
-        else:
-            assert self._fleet is not None, "one of the two"
-            self._jobs = self._job_service(self._fleet.backlog, self._fleet.revision)
-            await self._fleet.start()
+        self._jobs = self._job_service(await self._source.start())
         app.state.services = Services(
             settings,
             self._jobs,
-            self._runner,
+            self._source.runner,
             self._observer,
             None if self.metrics_server else self._exposition,
             self._objectives,
@@ -112,7 +102,7 @@ class Service:
         )
         forget_garbage()
 
-    def _job_service(self, backlog: Backlog, revision: Callable[[], str]) -> JobService:
+    def _job_service(self, backlog: Backlog) -> JobService:
         settings = self._settings
         return JobService(
             backlog=backlog,
@@ -122,23 +112,16 @@ class Service:
             cache_variants=settings.cache_variants,
             queue_limit=settings.queue_limit,
             retention=settings.retention_seconds,
-            revision=revision,
+            revision=self._source.revision,
             observer=self._observer,
         )
-
-    @property
-    def _runner(self) -> Runner | Roster:
-        if self._maker is not None:
-            return self._maker.runner
-        assert self._fleet is not None, "one of the two"
-        return self._fleet.roster
 
     async def drain(self) -> None:
         """Refuse new work, let running work finish within the setting, leave the rest queued for the next start."""
         seconds = self._settings.drain_seconds
         self._observer.observe(DrainStarted())
         self._jobs.drain()
-        if self._maker is not None and not await self._maker.drain(seconds):
+        if not await self._source.drain(seconds):
             log.warning("running work did not finish in %g s and will run again at the next start", seconds)
         self._jobs.stop()
 
@@ -146,21 +129,10 @@ class Service:
         self._jobs.stop()
         if self.metrics_server is not None:
             await asyncio.to_thread(self.metrics_server.close)
-        if self._maker is not None:
-            await self._maker.stop()
-        if self._fleet is not None:
-            await self._fleet.stop()
+        await self._source.stop()
         await asyncio.to_thread(self._database.close)
         self._observer.observe(ServiceStopped())
         await asyncio.to_thread(self._telemetry.provider.shutdown)
-
-    async def _purge_now_and_then(self) -> None:
-        while True:
-            try:
-                await self._jobs.purge()
-            except Exception:
-                log.exception("old jobs could not be deleted; trying again later")
-            await asyncio.sleep(min(MAX_PURGE_SECONDS, self._settings.retention_seconds / 2))
 
 
 def check_model(settings: Settings) -> None:

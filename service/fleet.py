@@ -2,16 +2,20 @@
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
+from observability.exposition import LOG_LEVEL, Put
 from observability.observer import Observer
 from service.errors import StartupError, Unavailable
+from service.jobs.background import repeat
+from service.jobs.backlog import Backlog
 from service.jobs.estimate import Estimator
 from service.jobs.service import RETRY_SECONDS
 from service.queue.news import News
 from service.queue.remote import FleetBacklog
-from service.queue.roster import Roster
+from service.queue.roster import LOOK_SECONDS, Roster
 from service.queue.streams import REPLY_SECONDS, Streams
 from service.storage.database import Database
 
@@ -29,38 +33,46 @@ def connected(url: str) -> tuple[Redis, Streams, News, str]:
 
 
 class Fleet:
-    """See the module's words."""
+    """See the module's words, and `source.Source`."""
+
+    settable: Mapping[str, Put] = LOG_LEVEL
 
     def __init__(self, url: str, database: Database, observer: Observer) -> None:
         self._redis, self._streams, self._news, _ = connected(url)
-        self.roster = Roster(self._redis)
-        self.backlog = FleetBacklog(
+        self.runner = Roster(self._redis)
+        self._backlog = FleetBacklog(
             database=database,
             streams=self._streams,
             redis=self._redis,
             news=self._news,
-            roster=self.roster,
+            roster=self.runner,
             estimator=Estimator(),
             observer=observer,
         )
 
     def revision(self) -> str:
         """Of the workers' model. Raises `Unavailable` while none is known."""
-        if self.roster.ready is None:
-            raise Unavailable(self.roster.what_is_missing, retry_after=RETRY_SECONDS)
-        return self.roster.ready.info.revision
+        if self.runner.ready is None:
+            raise Unavailable(self.runner.what_is_missing, retry_after=RETRY_SECONDS)
+        return self.runner.ready.info.revision
 
-    async def start(self) -> None:
+    async def start(self) -> Backlog:
         """Look who is there, and at what they do, from now on."""
         self._news.start()
-        await self.roster.look()
-        self._looking = asyncio.create_task(self.roster.go_on())
-        self.backlog.start()
+        await self.runner.look()
+        self._looking = asyncio.create_task(repeat(self.runner.look, LOOK_SECONDS))
+        self._backlog.start()
+        return self._backlog
+
+    async def drain(self, seconds: float) -> bool:
+        """Nothing runs here."""
+        del seconds
+        return True
 
     async def stop(self) -> None:
         """Let go of everything."""
         self._looking.cancel()
-        self.backlog.stop()
+        self._backlog.stop()
         await self._news.stop()
         await self._streams.close()
         await self._redis.aclose()

@@ -114,7 +114,7 @@ class Worker:
         log.info("%d computations go to other workers", count)
         if not await self._maker.drain(self._settings.drain_seconds):
             log.warning("what did not finish in %g s goes to other workers", self._settings.drain_seconds)
-            await self._claims.hand_back(0.0)
+        await self._claims.hand_back(-1.0)  # also what had not started
 
     async def _stop(self) -> None:
         await self._claims.stop(STOP_SECONDS)

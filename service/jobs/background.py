@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+
+from service.errors import Unavailable
 
 log = logging.getLogger("safelight.jobs")
 
@@ -33,3 +35,21 @@ async def _logged(work: Coroutine[Any, Any, Any]) -> None:
         await work
     except Exception:
         log.exception("background work failed")
+
+
+async def repeat(
+    work: Callable[[], Awaitable[object]],
+    seconds: float,
+    until: asyncio.Event | None = None,
+    on_unavailable: Callable[[], None] = lambda: None,
+) -> None:
+    """`work` again and again, with pauses of `seconds`. What it raises is logged and does not end it."""
+    while until is None or not until.is_set():
+        try:
+            await work()
+        except Unavailable as error:
+            log.warning("trying again in %g s: %s", seconds, error.detail)
+            on_unavailable()
+        except Exception:
+            log.exception("trying again in %g s", seconds)
+        await asyncio.sleep(seconds)

@@ -20,7 +20,7 @@ from service.engine.contract import Cancel, Command, Finished, Raise, Stepped
 from service.jobs import table, telling
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
-from service.jobs.ending import completed, tell, unrecorded
+from service.jobs.ending import completed, tell, too_late, unrecorded
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
 from service.jobs.recorder import RecordEnds, Recorder
@@ -218,8 +218,7 @@ class Board:
             self._over(live.flight)
 
     def _expire(self, live: LiveJob) -> None:
-        detail = f"not finished within its {live.job.expires_at - live.job.created_at:g} s"
-        self._background.spawn(self.end(live, JobState.EXPIRED, Reason.DEADLINE, detail))
+        self._background.spawn(self.end(live, JobState.EXPIRED, Reason.DEADLINE, too_late(live.job)))
 
     def _detach(self, live: LiveJob, reason: Reason) -> None:
         """Take a job out of its flight; when nobody else waits for it, take the flight out of the engine."""

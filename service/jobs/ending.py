@@ -21,6 +21,11 @@ def completed(job: Job, blob: str, message: Finished, delivered: Delivered, now:
     )
 
 
+def too_late(job: Job) -> str:
+    """Why an expired job failed."""
+    return f"not finished within its {job.expires_at - job.created_at:g} s"
+
+
 def unrecorded(job: Job) -> Job:
     """The job as a failure, because its true end cannot be recorded."""
     detail = "the end of the job could not be recorded"

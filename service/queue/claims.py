@@ -7,10 +7,11 @@ another, and pictures that the table does not know.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -20,7 +21,7 @@ from service.core import Job
 from service.engine.contract import Ready
 from service.errors import Unavailable
 from service.jobs import telling
-from service.jobs.background import Background
+from service.jobs.background import Background, repeat
 from service.jobs.board import Board
 from service.jobs.delivery import Delivery
 from service.jobs.ending import anew
@@ -36,6 +37,7 @@ IDLE_SECONDS = 8.0  # not kept for so long, a claim is nobody's
 RESCUE_SECONDS = 1.0
 ARRIVAL_SECONDS = 5.0
 AGAIN_SECONDS = 0.5
+LEAVE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Claims:
         self._held: dict[str, Held] = {}
         self._begun: set[Claim] = set()  # taken, and not yet given a turn
         self._room = asyncio.Event()
+        self._leaving = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background = Background()
         self._failed_at = time.monotonic()  # what happened before is not known
@@ -77,20 +80,13 @@ class Claims:
     def start(self, board: Board) -> None:
         """Take what comes from now on, and put it on `board`."""
         self._board = board
-        loop = asyncio.get_running_loop()
-        work = {self._take: AGAIN_SECONDS, self._keep: KEEP_SECONDS, self._rescue: RESCUE_SECONDS}
-        self._tasks = [loop.create_task(self._repeat(each, seconds)) for each, seconds in work.items()]
+        self._taking = asyncio.create_task(repeat(self._take, AGAIN_SECONDS, self._leaving, self._failed))
+        work = {self._keep: KEEP_SECONDS, self._rescue: RESCUE_SECONDS}
+        keeping = [repeat(each, seconds, on_unavailable=self._failed) for each, seconds in work.items()]
+        self._tasks = [self._taking, *map(asyncio.create_task, keeping)]
 
-    async def _repeat(self, work: Callable[[], object], seconds: float) -> None:
-        while True:
-            try:
-                await work()  # type: ignore[misc]
-            except Unavailable as error:
-                self._failed_at = time.monotonic()
-                log.warning("%s", error.detail)
-            except Exception:
-                log.exception("the queue: %s failed", work)
-            await asyncio.sleep(seconds)
+    def _failed(self) -> None:
+        self._failed_at = time.monotonic()
 
     # Taking
 
@@ -100,36 +96,60 @@ class Claims:
 
     async def _take(self) -> None:
         seen = await self._streams.newest()
-        while True:
+        while not self._leaving.is_set():
             self._room.clear()
+            await self._begin_all()
             ready = self._ready()
             room = 0 if ready is None else ready.profile.cap(ready.info.default_size) - self._board.flights.pictures
             if room <= 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._room.wait(), AGAIN_SECONDS)
+                await self._wait(self._room.wait(), AGAIN_SECONDS)
                 continue
-            self._begun.update(await self._streams.take(room))
-            claims = list(self._begun)  # also those whose turn was interrupted
-            for claim in claims:
-                await self._begin(claim)
+            claims = await self._streams.take(room)
+            self._begun.update(claims)
             if not claims:
-                await self._streams.arrival(seen, ARRIVAL_SECONDS)
+                await self._wait(self._streams.arrival(seen, ARRIVAL_SECONDS), 2 * ARRIVAL_SECONDS)
                 seen = await self._streams.newest()
 
+    async def _begin_all(self) -> None:
+        """Also those whose turn could not be taken before."""
+        for claim in list(self._begun):
+            if not self._leaving.is_set():
+                await self._begin(claim)
+
+    async def _wait(self, work: Coroutine[Any, Any, object], seconds: float) -> None:
+        """For `work`, but no longer than `seconds` or until this worker has to leave."""
+        task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._leaving.wait())
+        done, _ = await asyncio.wait({task, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for each in {task, leaving} - done:
+            each.cancel()
+        if task in done:
+            task.result()  # raises what it did
+
     async def _begin(self, claim: Claim) -> None:
-        found = await self._database.run(partial(ledger.begin, flight=claim.flight, worker=self._worker))
+        """What cannot be begun, for another reason than that the table is away, is not kept."""
+        try:
+            found = await self._database.run(partial(ledger.begin, flight=claim.flight, worker=self._worker))
+        except Unavailable:
+            raise
+        except Exception:
+            self._begun.discard(claim)
+            raise
         self._begun.discard(claim)
         if found is None:
             await self._streams.done(claim)
             return
         run, jobs = found
         self._held[claim.flight] = Held(claim, run)
-        if run.lost >= MAX_LOST:
-            await self._give_up(run, jobs)
-            return
-        for job in jobs:
-            if self._board.live(job.id) is None:  # it may have been this worker's all the time
-                self._enter(run, job)
+        try:
+            if run.lost >= MAX_LOST:
+                await self._give_up(run, jobs)
+                return
+            for job in jobs:
+                if self._board.live(job.id) is None:  # it may have been this worker's all the time
+                    self._enter(run, job)
+        except BaseException:
+            self._held.pop(claim.flight, None)
+            raise
 
     def _enter(self, run: Run, job: Job) -> None:
         """Under this worker's model, which may not be that of the time when it was recorded."""
@@ -198,10 +218,8 @@ class Claims:
 
     async def hand_back(self, within: float) -> int:
         """Take no more, and let others do what takes more than `within` seconds yet; return how much that is."""
-        for task in self._tasks[:1]:
-            task.cancel()
-        self._room.set()
-        await asyncio.wait(self._tasks[:1])
+        self._leaving.set()
+        await asyncio.wait([self._taking], timeout=LEAVE_SECONDS)  # a turn that is being taken is taken
         untouched = list(self._begun)
         self._begun.clear()
         for claim in untouched:

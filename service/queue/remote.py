@@ -22,13 +22,15 @@ from observability.observer import Observer
 from service.core import Job, JobState, Params
 from service.errors import Unavailable
 from service.jobs import table, telling
+from service.jobs.background import repeat
+from service.jobs.ending import too_late
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights, LiveJob, Snapshot
 from service.jobs.telling import Recording
 from service.queue import ledger
 from service.queue.news import News, of_job, of_worker
 from service.queue.roster import PROGRESS, Roster
-from service.queue.streams import Streams
+from service.queue.streams import RETRY_SECONDS, Streams
 from service.storage.database import Database
 
 log = logging.getLogger("safelight.queue")
@@ -73,22 +75,8 @@ class FleetBacklog:
 
     def start(self) -> None:
         """Look, expire and reconcile from now on."""
-        loop = asyncio.get_running_loop()
         work = {self._look: LOOK_SECONDS, self._reconcile: RECONCILE_SECONDS}
-        self._tasks = [loop.create_task(self._repeat(each, seconds)) for each, seconds in work.items()]
-
-    async def _repeat(self, work: Callable[[], Any], seconds: float) -> None:
-        while True:
-            with suppress(Unavailable):  # which was logged, and which readiness tells
-                try:
-                    await work()
-                except RedisError as error:
-                    log.warning("the queue cannot be reached: %s", error)
-                except Unavailable:
-                    raise
-                except Exception:
-                    log.exception("the view of the fleet: %s failed", work)
-            await asyncio.sleep(seconds)
+        self._tasks = [asyncio.create_task(repeat(each, seconds)) for each, seconds in work.items()]
 
     # The view
 
@@ -103,21 +91,29 @@ class FleetBacklog:
         for job in unfinished:
             if job.expires_at <= now:
                 await self.end(job.id, JobState.EXPIRED, Reason.DEADLINE)
-        progress = await self._redis.hgetall(PROGRESS)
         here = {job.id: job for job in unfinished}
         for gone in self._live.keys() - here.keys():
             self._leave(gone)
         for job in unfinished:
             self._see(job)
+        progress = await self._told()
         for flight in self._flights:
             told = progress.get(flight.id)
             flight.has_started = told is not None
             flight.steps_done = json.loads(told)["steps"] if told is not None else 0
             flight.slots = flight.params.num_images if flight.has_started else 0
-        if over := progress.keys() - {flight.id for flight in self._flights}:
-            await self._redis.hdel(PROGRESS, *over)  # of workers that died; one that lives tells again
         self._outlook.changed()
         self._observer.observe(self._flights.queue())
+
+    async def _told(self) -> Mapping[str | bytes, str | bytes]:
+        """What workers told last, by computation; what is of none any more, since its worker died, is forgotten."""
+        try:
+            progress = await self._redis.hgetall(PROGRESS)
+            if over := progress.keys() - {flight.id for flight in self._flights}:
+                await self._redis.hdel(PROGRESS, *over)  # a worker that lives tells again
+        except RedisError as error:
+            raise Unavailable("the queue cannot be reached", retry_after=RETRY_SECONDS) from error
+        return progress
 
     def _see(self, job: Job) -> None:
         live = self._live.get(job.id)
@@ -125,13 +121,12 @@ class FleetBacklog:
             live.job = job
             return
         name = job.flight or job.id
-        known = self._flights.known([name])
-        flight = known[0] if known else None
+        entered = self._clock() - max(0.0, self._wall() - job.created_at)
+        flight = self._flights.joinable(name)
         if flight is None:
-            entered = self._clock() - max(0.0, self._wall() - job.created_at)
             flight = Flight(name, name, job.params, job.priority, job.created_at, entered)
             self._flights.add(flight)
-        live = LiveJob(job, self._clock() - max(0.0, self._wall() - job.created_at), flight)
+        live = LiveJob(job, entered, flight)
         self._live[job.id] = flight.members[job.id] = live
 
     def _leave(self, job_id: str) -> None:
@@ -276,9 +271,7 @@ class FleetBacklog:
         if job is None or job.is_finished:
             return False
         now = self._wall()
-        detail = None
-        if state is JobState.EXPIRED:
-            detail = f"not finished within its {job.expires_at - job.created_at:g} s"
+        detail = too_late(job) if state is JobState.EXPIRED else None
         over = job.but(state=state, reason=reason, detail=detail, finished_at=now)
         is_mine, worker, is_wanted = await self._database.run(partial(ledger.end, job=over))
         if not is_mine:

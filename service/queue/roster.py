@@ -1,6 +1,5 @@
 """Who works in a fleet, as each worker says in Redis by a key that soon expires."""
 
-import asyncio
 import logging
 from dataclasses import dataclass, replace
 
@@ -86,15 +85,6 @@ class Roster:
             self.what_is_missing = "no worker has been there yet, and so no model is known"
         elif self.ready is None or self._said != known:
             self.ready, self._said = known.restored(), known
-
-    async def go_on(self) -> None:
-        """Look again and again."""
-        while True:
-            try:
-                await self.look()
-            except Exception:
-                log.exception("the fleet cannot be looked at")
-            await asyncio.sleep(LOOK_SECONDS)
 
 
 def _presence(text: str | bytes | None) -> Presence | None:

@@ -222,19 +222,6 @@ class Streams:
         except RedisError as error:
             raise _unavailable(error) from error
 
-    async def depths(self) -> dict[Priority, int]:
-        """How many computations wait, by priority."""
-        try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for stream in STREAMS.values():
-                    pipe.xlen(stream)
-                    pipe.xpending(stream, GROUP)
-                found = await pipe.execute(raise_on_error=False)
-        except RedisError as error:
-            raise _unavailable(error) from error
-        counts = zip(STREAMS, found[::2], found[1::2], strict=True)
-        return {each: length - (0 if _is_no_group(taken) else taken["pending"]) for each, length, taken in counts}
-
     async def close(self) -> None:
         """Let go of the connections."""
         await self._redis.aclose()

@@ -22,7 +22,7 @@ import psycopg
 from tests.support.fleet import Fleet
 from tests.support.postgresql import PostgresServer, postgresql
 from tests.support.redis import redis
-from tests.support.server import Server
+from tests.support.server import PATIENCE, Server
 
 MODEL = "fake:?step_ms=50&signed=1"
 APIS, WORKERS = 2, 3
@@ -99,19 +99,22 @@ class Trouble:
 
     def await_end(self, job_id: str) -> tuple[str, bytes]:
         """Its state, and its picture if it has one."""
-        while True:
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
             job = self._until(lambda url: httpx.get(f"{url}/jobs/{job_id}", timeout=TIMEOUT)).json()
             if job["status"] not in {"pending", "processing"}:
                 return job["status"], self.picture(job_id) if job["status"] == "completed" else b""
             time.sleep(0.5)
+        return "never", b""
 
     def picture(self, job_id: str) -> bytes:
         """As one of the APIs has it."""
         return self._until(lambda url: httpx.get(f"{url}/jobs/{job_id}/images/0", timeout=TIMEOUT)).content
 
     def _until(self, call: Callable[[str], httpx.Response]) -> httpx.Response:
-        """Try one API after the other until one of them answers well."""
-        while True:
+        """Try one API after the other until one of them answers well. Raises `TimeoutError`."""
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
             with self._lock:
                 url = self._random.choice(self._apis).url
             try:
@@ -122,6 +125,7 @@ class Trouble:
                 pass
             self._outcome.retries += 1
             time.sleep(0.2)
+        raise TimeoutError(f"no API answered well within {PATIENCE:g} s")
 
     # Trouble
 

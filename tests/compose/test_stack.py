@@ -54,7 +54,7 @@ def test_all_targets_are_up(compose: Compose) -> None:
         found = asked(compose, f"/api/v1/query?query={quote('up == 1')}")["data"]["result"]
         return {each["metric"]["job"] for each in found}
 
-    until(lambda: up() == set(SERVICES), PATIENCE, "all targets up")
+    assert until(lambda: up() == set(SERVICES), PATIENCE, "all targets up")
 
 
 def test_an_alert_reaches_the_inbox(compose: Compose) -> None:

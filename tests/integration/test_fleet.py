@@ -6,6 +6,8 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -72,7 +74,7 @@ def test_progress_is_told_on_every_api(apis: Pair) -> None:
             assert len(told) <= 5 * 20  # five a second, and no test machine is that slow
 
 
-def test_identical_requests_share_a_computation(made: Fleet, apis: Pair) -> None:
+def test_identical_requests_share_a_computation(apis: Pair) -> None:
     """Also through different APIs; a third one that comes later is answered from the cache."""
     first, second = apis
     body = {"prompt": "shared", "seed": 5, "num_inference_steps": 4}
@@ -122,14 +124,20 @@ def test_a_client_that_leaves_cancels_its_job(apis: Pair) -> None:
         second.await_status(job["job_id"], "cancelled")
 
 
-def test_a_dead_workers_jobs_run_again_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All of them, by default settings, on a worker that was there; the job that was given up is none of theirs."""
-    with fleet(tmp_path_factory.mktemp("dead"), SLOW) as made:
+@contextmanager
+def busy(folder: Path) -> Iterator[tuple[Server, list[str], Server, Server]]:
+    """An API, two long jobs, the worker that makes them, and another that idles."""
+    with fleet(folder, SLOW) as made:
         api = made.api()
-        doomed = made.worker().await_ready()
+        worker = made.worker().await_ready()
         api.await_ready()
         jobs = [api.start(num_inference_steps=100, cache=False)["job_id"] for _ in range(2)]
-        other = made.worker().await_ready()
+        yield api, jobs, worker, made.worker().await_ready()
+
+
+def test_a_dead_workers_jobs_run_again_in_time(tmp_path: Path) -> None:
+    """All of them, by default settings, on a worker that was there."""
+    with busy(tmp_path) as (api, jobs, doomed, other):
         doomed.kill()
         began = time.monotonic()
         until(lambda: other.metric("safelight_queue_wait_seconds_count", priority="normal") == 2)
@@ -138,14 +146,9 @@ def test_a_dead_workers_jobs_run_again_in_time(tmp_path_factory: pytest.TempPath
             api.await_status(job, "completed")
 
 
-def test_a_worker_that_has_to_leave_hands_its_jobs_over(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_worker_that_has_to_leave_hands_its_jobs_over(tmp_path: Path) -> None:
     """At once, and they do not count against it; it ends with status 0."""
-    with fleet(tmp_path_factory.mktemp("leaving"), SLOW) as made:
-        api = made.api()
-        leaving = made.worker().await_ready()
-        api.await_ready()
-        jobs = [api.start(num_inference_steps=100, cache=False)["job_id"] for _ in range(2)]
-        other = made.worker().await_ready()
+    with busy(tmp_path) as (api, jobs, leaving, other):
         assert leaving.stop() == 0
         until(lambda: other.metric("safelight_steps_total") > 0)
         for job in jobs:

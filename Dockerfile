@@ -16,7 +16,7 @@ RUN python3 -m venv /opt/safelight \
     && pip="/opt/safelight/bin/pip --disable-pip-version-check install --quiet --no-cache-dir" \
     && $pip "$(grep '^pip==' requirements.lock)" \
     && $pip --no-deps ${TORCH:+--index-url https://download.pytorch.org/whl/$TORCH} "$(grep '^torch==' requirements.lock)" \
-    && $pip --constraint requirements.lock '.[postgres]'
+    && $pip --constraint requirements.lock '.[postgres,s3]'
 
 FROM ${BASE}
 COPY --from=build /opt/safelight /opt/safelight

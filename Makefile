@@ -21,11 +21,11 @@ help: ## print this list
 run: $(READY) ## serve on 127.0.0.1; PORT=8000, ARGS="more arguments"
 	@$(BIN)/safelight serve --host 127.0.0.1 --port $(PORT) $(ARGS)
 
-stack: ## the whole stack in containers; PROFILE=gpu or demo-gpu, LOAD=1 for users, ARGS="arguments of compose up"
+stack: ## the whole stack in containers; PROFILE=gpu, demo-gpu or scale, LOAD=1 for users, ARGS="arguments of compose up"
 	@tools/compose up --build $(ARGS)
 
 stack-down: ## end it; ARGS=--volumes forgets what it kept
-	@tools/compose --profile gpu --profile demo-gpu --profile load down $(ARGS)
+	@PROFILE=scale tools/compose --profile gpu --profile demo-gpu --profile load down $(ARGS)
 
 test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
@@ -40,7 +40,7 @@ test-compose: $(READY) ## start the stack in containers, with stand-ins where no
 	$(BIN)/pytest -o faulthandler_timeout=1800 tests/compose $(ARGS)
 
 gameday: $(READY) ## make every alert fire and resolve, and write docs/gameday.md; or ARGS=--core, or other arguments
-	@tools/setup programs promtool:prometheus prometheus-alertmanager:prometheus-alertmanager
+	@tools/setup programs $(TEST_PROGRAMS) prometheus-alertmanager:prometheus-alertmanager
 	$(BIN)/safelight gameday $(or $(ARGS),--markdown docs/gameday.md)
 
 lint: $(READY) ## check style and types only

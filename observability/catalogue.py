@@ -89,6 +89,8 @@ PEERS: dict[str, dict[str, str]] = {
         "batch execution": "step_duration_seconds",
         "batch utilization": "batch_occupancy_ratio",
         "actual batch size": "batch_size",
+        "autoscaling target": "workers_limit",
+        "desired replicas": "desired_workers",
         "replica start": "model_load_seconds",
         "health-check latency": "probe_duration_seconds",
     },
@@ -100,8 +102,7 @@ PEERS: dict[str, dict[str, str]] = {
         "inference duration": "request_duration_seconds",
     },
 }
-ABSENT = """Not here: Ray Serve's autoscaling target and desired replicas, since one process scales nothing; TGI's
-validation duration, which is that of the HTTP requests answered 422."""
+ABSENT = """Not here: TGI's validation duration, which is that of the HTTP requests answered 422."""
 
 
 def declared() -> dict[str, tuple[Declared, ...]]:

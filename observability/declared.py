@@ -56,10 +56,10 @@ class Declarations:
         self._remember(made, declared, known)
         return made
 
-    def gauge(self, name: str, text: str, labels: Labels = NO_LABELS) -> Gauge:
-        """A gauge."""
+    def gauge(self, name: str, text: str, labels: Labels = NO_LABELS, first: Series | None = None) -> Gauge:
+        """A gauge. If `first` is given, only that exists from the start."""
         made = Gauge(PREFIX + name, text, list(labels), registry=self._registry)
-        self._remember(made, Declared(PREFIX + name, "gauge", text, labels))
+        self._remember(made, Declared(PREFIX + name, "gauge", text, labels), first)
         return made
 
     def histogram(

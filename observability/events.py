@@ -11,7 +11,9 @@ from observability.labels import (
     Batching,
     Cache,
     CacheResult,
+    Dependency,
     Outcome,
+    Pool,
     Priority,
     Reason,
     Source,
@@ -258,6 +260,28 @@ class QueueChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersSeen:
+    """So many workers of each pool of a fleet say that they are there."""
+
+    counts: Mapping[Pool, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersWanted:
+    """A fleet should have `count` workers for its load, which is at most `most`."""
+
+    count: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class DependenciesSeen:
+    """Whether each of those that are elsewhere can be used now."""
+
+    are_there: Mapping[Dependency, bool]
+
+
+@dataclass(frozen=True, slots=True)
 class EstimateChecked:
     """A request completed after `actual` seconds; at acceptance it was told `predicted`."""
 
@@ -302,6 +326,9 @@ Event = (
     | CacheLookedUp
     | CacheResized
     | QueueChanged
+    | WorkersSeen
+    | WorkersWanted
+    | DependenciesSeen
     | EstimateChecked
     | EngineReady
     | EngineLost

@@ -20,6 +20,21 @@ class Priority(StrEnum):
 RANKS = {each: rank for rank, each in enumerate(Priority)}  # looked up at every step, for every picture
 
 
+class Pool(StrEnum):
+    """What kind of machine a worker runs on: one that stays, or one that may be taken away at any time."""
+
+    ON_DEMAND = "on_demand"
+    SPOT = "spot"
+
+
+class Dependency(StrEnum):
+    """What a service of several processes needs beside itself."""
+
+    QUEUE = "queue"
+    DATABASE = "database"
+    STORAGE = "storage"
+
+
 class Source(StrEnum):
     """Who sent a request: a user, or the synthetic probe, which is kept out of the users' SLIs."""
 

@@ -165,6 +165,21 @@ class Metrics:
         self._oldest_at = event.oldest_at
 
     @observe.register
+    def _(self, event: events.WorkersSeen) -> None:
+        for pool, count in event.counts.items():
+            self._service.workers.labels(pool).set(count)
+
+    @observe.register
+    def _(self, event: events.WorkersWanted) -> None:
+        self._service.desired_workers.set(event.count)
+        self._service.workers_limit.set(event.most)
+
+    @observe.register
+    def _(self, event: events.DependenciesSeen) -> None:
+        for dependency, is_there in event.are_there.items():
+            self._service.dependencies.labels(dependency).set(is_there)
+
+    @observe.register
     def _(self, _event: events.DrainStarted) -> None:
         self._service.draining.set(1)
 

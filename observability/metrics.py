@@ -8,7 +8,9 @@ from observability.labels import (
     Batching,
     Cache,
     CacheResult,
+    Dependency,
     Outcome,
+    Pool,
     Priority,
     Reason,
     Source,
@@ -112,7 +114,7 @@ class EngineMetrics:
         self.paused = make.counter("pictures_paused_total", "Pictures that lost their slots to more urgent ones.")
         self.resumed = make.counter("pictures_resumed_total", "Paused pictures that got a slot again.")
         why = {"reason": Reason}
-        reasons = {(reason,): None for outcome, reason in ENDED if outcome in LOST}
+        reasons = dict.fromkeys([*((reason,) for outcome, reason in ENDED if outcome in LOST), (Reason.MOVED,)])
         self.wasted_steps = make.counter("wasted_steps_total", "Steps whose result was thrown away.", why, reasons)
         self.wasted_seconds = make.counter(
             "wasted_seconds_total",
@@ -137,6 +139,22 @@ class ServiceMetrics:
         )
         self.cache_bytes = make.gauge("cache_bytes", "Bytes that a cache holds.", {"cache": Cache})
         self.saved = make.counter("cache_saved_seconds_total", "Time that cached and shared answers saved, roughly.")
+        self.workers = make.gauge(
+            "workers",
+            "Workers that are there, as an API of a fleet sees it; not there without a queue.",
+            {"pool": Pool},
+            [],
+        )
+        self.desired_workers = make.gauge(
+            "desired_workers", "Workers that the load calls for, as an API of a fleet works it out; 0: it does not."
+        )
+        self.workers_limit = make.gauge("workers_limit", "Workers that there may be at most; 0: not set.")
+        self.dependencies = make.gauge(
+            "dependency_up",
+            "1 while a part that is elsewhere can be used, 0 while it cannot; only of those that are elsewhere.",
+            {"dependency": Dependency},
+            [],
+        )
         self.batching = make.gauge(
             "batching_mode", "1 for the way in which requests share batches.", {"mode": Batching}
         )

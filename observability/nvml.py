@@ -59,10 +59,23 @@ class Reading:
     failures: int = 0
 
 
-class XidWatch:
-    """Counts the errors that the driver reports of its GPUs (XID events), in a thread that waits for them."""
+def visible(environment: Mapping[str, str]) -> frozenset[int] | None:
+    """The GPUs that a process was given by CUDA_VISIBLE_DEVICES, by the driver's numbers; None: all, or not told so.
 
-    def __init__(self) -> None:
+    Those are CUDA's numbers too with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
+    names = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return frozenset(map(int, names)) if all(each.isdecimal() for each in names) else None
+
+
+class XidWatch:
+    """Counts the errors that the driver reports of GPUs (XID events), in a thread that waits for them.
+
+    `gpus` are those that matter, None: all.
+    """
+
+    def __init__(self, gpus: frozenset[int] | None = None) -> None:
+        self._gpus = gpus
         self.counts: Counter[tuple[str, str]] = Counter()  # by GPU and code
         self.watched: Mapping[str, bool] = {}  # every GPU that ever was; whether it is now
         self._interrupted = threading.Event()
@@ -113,11 +126,15 @@ class XidWatch:
 
     def _register(self, events: Any) -> Iterator[tuple[int | None, str]]:
         """The GPUs that tell of errors, by address: one that falls off the bus cannot be asked for its index."""
-        for index in range(pynvml.nvmlDeviceGetCount()):
+        for index in _chosen(pynvml.nvmlDeviceGetCount(), self._gpus):
             with contextlib.suppress(pynvml.NVMLError):
                 gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
                 pynvml.nvmlDeviceRegisterEvents(gpu, pynvml.nvmlEventTypeXidCriticalError, events)
                 yield _address(gpu), str(index)
+
+
+def _chosen(count: int, gpus: frozenset[int] | None) -> list[int]:
+    return [index for index in range(count) if gpus is None or index in gpus]
 
 
 def _address(gpu: Any) -> int | None:
@@ -125,12 +142,13 @@ def _address(gpu: Any) -> int | None:
 
 
 class Nvml:
-    """The calls, for one thread at a time. `pids` are the service's processes.
+    """The calls, for one thread at a time. `pids` are the service's processes, `gpus` those that matter, None: all.
 
     After an error the library is opened anew, which takes that `xids` lets go of it too: a driver may come back.
     """
 
-    def __init__(self, xids: XidWatch, pids: Callable[[], Collection[int]]) -> None:
+    def __init__(self, xids: XidWatch, pids: Callable[[], Collection[int]], gpus: frozenset[int] | None = None) -> None:
+        self._gpus = gpus
         self.facts = (*FACTS, own_memory(pids))
         self._xids = xids
         self._is_open = False
@@ -141,28 +159,28 @@ class Nvml:
             if not self._is_open:
                 pynvml.nvmlInit()
                 self._is_open = True
-            return self._read(pynvml.nvmlDeviceGetCount())
+            return self._read(_chosen(pynvml.nvmlDeviceGetCount(), self._gpus))
         except pynvml.NVMLError as error:
             self._close()
             return Reading(STATES.get(error.value, NvmlState.FAILED))
 
-    def _read(self, count: int) -> Reading:
-        """What can be had of `count` GPUs; raises only if that is nothing."""
+    def _read(self, indices: Sequence[int]) -> Reading:
+        """What can be had of these GPUs; raises only if that is nothing."""
         samples: dict[str, list[Sample]] = defaultdict(list)
         devices: dict[str, dict[str, str]] = {}
         failures = 0
-        for index in range(count):
+        for index in indices:
             try:
                 gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
                 device = {"model": pynvml.nvmlDeviceGetName(gpu), "uuid": pynvml.nvmlDeviceGetUUID(gpu)}
             except pynvml.NVMLError:
                 failures += 1
-                if failures == count:
+                if failures == len(indices):
                     raise
                 continue
             devices[str(index)] = device
             failures += self._read_device(str(index), gpu, samples)
-        state = NvmlState.NO_GPU if not count else NvmlState.PARTIAL if failures else NvmlState.AVAILABLE
+        state = NvmlState.NO_GPU if not indices else NvmlState.PARTIAL if failures else NvmlState.AVAILABLE
         return Reading(state, samples, devices, failures)
 
     def _read_device(self, name: str, gpu: Any, samples: dict[str, list[Sample]]) -> int:

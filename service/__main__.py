@@ -1,5 +1,7 @@
 """The command line: `safelight serve` and what else there is to run."""
 
+import asyncio
+import logging.config
 import sys
 import types
 import typing
@@ -80,16 +82,77 @@ def worker(**options: str | None) -> None:
 
     Jobs, cache and pictures are where the API has them: give both the same SAFELIGHT_DATABASE_URL and
     SAFELIGHT_STORAGE_URL, or, on one machine, the same SAFELIGHT_DATA_DIR. Health and metrics are on
-    SAFELIGHT_METRICS_PORT, or on a free port.
+    SAFELIGHT_METRICS_PORT, or on a free port. With SAFELIGHT_DEVICES it keeps a process for each GPU, on ports that
+    count up, and starts one that dies or hangs again.
     """
     with starting():
         given = {name: value for name, value in options.items() if value is not None}
         settings = load(**given)
+        from observability import logs
+        from service.scaling import local
         from service.server import serve as serve_until_stopped
         from service.worker import Worker
 
+        local.tie_to_parent()
+        if settings.devices is not None:
+            logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+            asyncio.run(local.keep(settings, settings.devices.split(",")))
+            return
         ports = {"port": settings.metrics_port or 0, "metrics_port": None}
         serve_until_stopped(settings.model_copy(update=ports), Worker, "A Safelight worker")
+
+
+@main.group()
+def jobs() -> None:
+    """Look at the jobs of a running service, end them, ask for them again."""
+
+
+url_option = click.option(
+    "--url", default="http://127.0.0.1:8000", envvar=f"{PREFIX}URL", show_default=True, help="Address of the service."
+)
+
+
+def operate(action: str, **options: Any) -> None:
+    """Do it, and exit with its status."""
+    from service.operate import main as do
+
+    sys.exit(do(action, **options))
+
+
+@jobs.command("list")
+@url_option
+@click.option("--status", multiple=True, help="Only jobs in this state; may be given several times.")
+@click.option("--reason", multiple=True, help="Only jobs that ended for this reason, as dead_letter.")
+@click.option("--limit", default=50, type=click.IntRange(1), show_default=True, help="Jobs at most.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+def list_jobs(**options: Any) -> None:
+    """Jobs, newest first."""
+    operate("list", **options)
+
+
+@jobs.command("show")
+@url_option
+@click.argument("job_id")
+def show_job(**options: Any) -> None:
+    """All that is known of one job, as JSON."""
+    operate("show", **options)
+
+
+@jobs.command("cancel")
+@url_option
+@click.argument("job_ids", nargs=-1, required=True)
+def cancel_jobs(**options: Any) -> None:
+    """End jobs that have not ended. Exits with status 1 if one could not be."""
+    operate("cancel", **options)
+
+
+@jobs.command("retry")
+@url_option
+@click.option("--dead-letters", is_flag=True, help="All that were given up after several workers had failed.")
+@click.argument("job_ids", nargs=-1)
+def retry_jobs(**options: Any) -> None:
+    """Ask again for jobs that ended without pictures, as new jobs. However often it is done, each is made once more."""
+    operate("retry", **options)
 
 
 @main.command(context_settings={"show_default": True})
@@ -184,6 +247,46 @@ def gameday(**options: Any) -> None:
     from service.gameday import drill
 
     sys.exit(drill(**options))
+
+
+@main.command(context_settings={"show_default": True})
+@click.option("--peak", default=34.0, type=click.FloatRange(0, min_open=True), help="Requests a second at the peak.")
+@click.option("--base", default=1.0, type=click.FloatRange(0), help="Requests a second before and after.")
+@click.option("--workers", default="2:50", help="Workers, least and most.")
+@click.option("--schedule", help="Least workers by hours of the day, as 8-20=4.")
+@click.option(
+    "--model",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    show_default="an assumed A10G",
+    help="File with what GET /model of a running service answers: its measured step times are taken.",
+)
+@click.option("--steps", default=20, type=click.IntRange(1, 100), help="Denoising steps of a picture.")
+@click.option("--timeout", default=300.0, type=click.FloatRange(1), help="Seconds after which a request expires.")
+@click.option("--queue-limit", default=500, type=click.IntRange(1), help="Requests that may wait.")
+@click.option("--prompts", default=20_000, type=click.IntRange(1), help="Different prompts that are asked for.")
+@click.option("--zipf", default=1.0, type=click.FloatRange(0), help="How much some prompts are asked for more often.")
+@click.option("--spot-share", default=0.7, type=click.FloatRange(0, 1), help="Share of workers on spot machines.")
+@click.option(
+    "--on-demand-price", default=1.0, type=click.FloatRange(0), help="Dollars an hour of a machine that stays."
+)
+@click.option("--spot-price", default=0.4, type=click.FloatRange(0), help="Dollars an hour of a spot machine.")
+@click.option("--interruptions", default=0.05, type=click.FloatRange(0), help="Of a spot machine in an hour.")
+@click.option("--seed", default=0, help="Another day.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="File for a picture of the day (PNG, SVG)."
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="File for the figures.")
+def plan(**options: Any) -> None:
+    """Simulate a launch: how many workers it would take, how long users would wait, what it would cost.
+
+    The policy is the one that scales a fleet. Needs SimPy: pip install 'safelight[plan]'.
+    """
+    with starting():
+        try:
+            from service.scaling.plan import plan as simulate_launch
+        except ImportError as error:
+            raise StartupError(f"plan needs SimPy: pip install 'safelight[plan]' ({error})") from error
+        sys.exit(simulate_launch(**options))
 
 
 if __name__ == "__main__":

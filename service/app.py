@@ -20,8 +20,10 @@ from observability.exposition import Exposition, MetricsServer, Put
 from observability.metrics import HTTP_SECONDS
 from observability.process import new_registry, watch_event_loop
 from observability.propagation import instrument
+from service import dependencies
 from service.api import generate, jobs, operations, problems, slo, streams
 from service.api.state import Services
+from service.dependencies import Dependencies, of_stores
 from service.engine import loading
 from service.engine.fake import SCHEME
 from service.errors import StartupError
@@ -54,6 +56,8 @@ class Service:
             known = ", ".join(self._objectives.profiles)
             raise StartupError(f"SAFELIGHT_SLO_PROFILE: there is no {settings.slo_profile!r}, only {known}")
         if settings.queue_url is None:
+            if settings.workers is not None:
+                raise StartupError("SAFELIGHT_WORKERS: workers need a queue; set SAFELIGHT_QUEUE_URL too")
             check_model(settings)
             self._lock = lock(settings.data_dir)
         self._database = Database(settings.resolved_database_url)
@@ -63,6 +67,9 @@ class Service:
         self._telemetry = Telemetry(settings, registry)
         self._observer = self._telemetry.observer
         self._source = self._make_source(registry, on_load_failed)
+        self._dependencies = Dependencies(
+            {**self._source.checks, **of_stores(self._database, self._images)}, self._observer
+        )
         self._exposition = Exposition(registry)
         self.metrics_server = serve_metrics(settings, self._exposition, self._source.settable)
         self.app = build_app(registry, self._telemetry.provider, self._lifespan)
@@ -70,7 +77,7 @@ class Service:
     def _make_source(self, registry: CollectorRegistry, on_load_failed: Callable[[str], None]) -> Source:
         settings = self._settings
         if settings.queue_url is not None:
-            return Fleet(settings.queue_url, self._database, self._observer)
+            return Fleet(settings.queue_url, settings, self._database, self._observer)
         parts = (self._database, self._images, self._cache)
         return Alone(Maker(settings, registry, self._observer, *parts, on_load_failed), settings, self._database)
 
@@ -79,22 +86,25 @@ class Service:
         await self._start(app)
         watching = asyncio.create_task(watch_event_loop(self._observer))
         seconds = min(MAX_PURGE_SECONDS, self._settings.retention_seconds / 2)
-        purging = asyncio.create_task(repeat(self._jobs.purge, seconds))
+        work = {self._jobs.purge: seconds, self._dependencies.look: dependencies.LOOK_SECONDS}
+        tasks = [asyncio.create_task(repeat(each, seconds)) for each, seconds in work.items()]
         try:
             yield
         finally:
-            watching.cancel()
-            purging.cancel()
+            for task in (watching, *tasks):
+                task.cancel()
             await self._stop()
 
     async def _start(self, app: FastAPI) -> None:
         settings = self._settings
-        self._observer.observe(ServiceStarted(settings.queue_limit, settings.gpu_dollars_per_hour))
+        dollars = settings.gpu_dollars_per_hour if settings.queue_url is None else 0.0  # else the workers have the GPUs
+        self._observer.observe(ServiceStarted(settings.queue_limit, dollars))
         self._jobs = self._job_service(await self._source.start())
         app.state.services = Services(
             settings,
             self._jobs,
             self._source.runner,
+            self._dependencies,
             self._observer,
             None if self.metrics_server else self._exposition,
             self._objectives,
@@ -113,6 +123,7 @@ class Service:
             queue_limit=settings.queue_limit,
             retention=settings.retention_seconds,
             revision=self._source.revision,
+            missing=lambda: self._dependencies.missing,
             observer=self._observer,
         )
 

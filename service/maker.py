@@ -10,13 +10,13 @@ from prometheus_client import CollectorRegistry
 
 from observability import logs
 from observability.exposition import Put
-from observability.nvml import Nvml, NvmlCollector, XidWatch
+from observability.nvml import Nvml, NvmlCollector, XidWatch, visible
 from observability.observer import Observer
 from observability.process import register_engine_process
 from service.engine.policy import ORDERS
 from service.engine.process import ProcessEngine
 from service.jobs import table
-from service.jobs.board import Board
+from service.jobs.board import Board, Judge
 from service.jobs.delivery import Delivery
 from service.jobs.estimate import Estimator
 from service.jobs.recorder import RecordEnds
@@ -46,9 +46,10 @@ class Maker:
     ) -> None:
         self._settings = settings
         self._engine = ProcessEngine(settings.for_engine())
-        self._xids = XidWatch()
+        gpus = visible(os.environ)
+        self._xids = XidWatch(gpus)
         register_engine_process(registry, lambda: self._engine.pid)
-        registry.register(NvmlCollector(Nvml(self._xids, self._pids), self._xids))
+        registry.register(NvmlCollector(Nvml(self._xids, self._pids, gpus), self._xids))
         self._observer = observer
         self._database = database
         self._estimator = Estimator(ORDERS[settings.order])
@@ -81,8 +82,10 @@ class Maker:
     def start(
         self,
         record_ends: RecordEnds = table.save_ends,
+        judge: Judge = lambda flight, reason, detail: (reason, detail),
         on_over: Callable[[str], None] = lambda flight: None,
         on_room: Callable[[], None] = lambda: None,
+        is_whole: bool = True,
     ) -> Board:
         """Load the model; the board takes jobs from now on."""
         self._xids.start()
@@ -93,8 +96,10 @@ class Maker:
             send=self.runner.send,
             observer=self._observer,
             record_ends=record_ends,
+            judge=judge,
             on_over=on_over,
             on_room=on_room,
+            is_whole=is_whole,
         )
         self.runner.start(self.board)
         return self.board

@@ -1,6 +1,7 @@
 """Every setting of the service, read once from `SAFELIGHT_*` variables and the command line."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qsl
@@ -8,9 +9,11 @@ from urllib.parse import parse_qsl
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from observability.labels import Batching
+from observability.labels import Batching, Pool
 from service.core import Size
 from service.errors import StartupError
+from service.scaling.policy import UP_SECONDS, Policy
+from service.scaling.policy import parse as parse_policy
 
 PREFIX = "SAFELIGHT_"
 
@@ -50,6 +53,24 @@ def _faults(value: str | None) -> str | None:
     if value != FAULTS_ALLOWED:
         check_faults(value)
     return value
+
+
+def _workers(value: str | None) -> str | None:
+    if value:
+        parse_policy(value)
+    return value or None
+
+
+def _schedule(value: str | None) -> str | None:
+    if value:
+        parse_policy("1:1", value)
+    return value or None
+
+
+def _devices(value: str | None) -> str | None:
+    if value and not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value):
+        raise ValueError("must be numbers of GPUs such as 0,1,2")
+    return value or None
 
 
 def _port(value: int) -> int:
@@ -164,6 +185,32 @@ class Settings(EngineSettings):
         description="Redis of a fleet, as redis://host:6379: `serve` is the API alone, and `safelight worker` makes "
         "the pictures; unset: one process does both.",
     )
+    pool: Pool = Field(
+        Pool.ON_DEMAND,
+        description="Where a worker runs: on_demand, or spot, which may be taken away: urgent jobs go elsewhere first.",
+    )
+    spot_notice: str | None = Field(
+        None,
+        description="File that appears, or URL that answers 200, when a worker's machine is about to be taken away: it "
+        "hands over what it has and ends, as after SIGTERM.",
+    )
+    workers: Annotated[str | None, AfterValidator(_workers)] = Field(
+        None,
+        description="Workers of a fleet, least and most, as 1:4: `serve` starts and drains them as they are needed.",
+    )
+    workers_local: bool = Field(
+        True, description="Start them as processes of this machine; false: only say how many there should be."
+    )
+    workers_schedule: Annotated[str | None, AfterValidator(_schedule)] = Field(
+        None, description="Least workers by hours of the day (UTC), as 8-20=4,20-23=2."
+    )
+    scale_seconds: float = Field(30.0, gt=0, description="How often the number of workers is thought over.")
+    scale_down_seconds: float = Field(
+        300.0, gt=0, description="For how long fewer workers must have been enough before one is ended."
+    )
+    devices: Annotated[str | None, AfterValidator(_devices)] = Field(
+        None, description="GPUs of this machine, as 0,1,2: `worker` keeps a process for each."
+    )
     queue_limit: int = Field(100, ge=1, description="Waiting jobs at most; one more is answered 429.")
     retention_seconds: float = Field(86_400.0, gt=0, description="How long finished jobs and their pictures are kept.")
     cache_variants: int = Field(
@@ -197,6 +244,16 @@ class Settings(EngineSettings):
         30.0, gt=0, description="Traces with something this slow are exported too, as are those with errors."
     )
     record_prompts: bool = Field(False, description="Put prompts into traces and logs.")
+
+    @property
+    def policy(self) -> Policy | None:
+        """How many workers there are to be, if that is to be worked out."""
+        if self.workers is None:
+            return None
+        up = min(self.scale_seconds, UP_SECONDS)
+        return replace(
+            parse_policy(self.workers, self.workers_schedule), up_seconds=up, down_seconds=self.scale_down_seconds
+        )
 
     @property
     def resolved_database_url(self) -> str:

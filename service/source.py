@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from observability.exposition import Put
+from service.dependencies import Checks
 from service.engine import loading
 from service.jobs.backlog import Backlog
 from service.jobs.local import LocalBacklog
@@ -28,6 +29,10 @@ class Source(Protocol):
     def settable(self) -> Mapping[str, Put]:
         """What can be set while it runs."""
 
+    @property
+    def checks(self) -> Checks:
+        """What of its own may be away."""
+
     def revision(self) -> str:
         """Of its model. Raises `Unavailable` while none is known."""
 
@@ -49,6 +54,7 @@ class Alone:
         self._database = database
         self._revision = loading.revision(loading.locate(settings.model))
         self.runner = maker.runner
+        self.checks: Checks = {}
         self.settable = maker.settable()
 
     def revision(self) -> str:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -9,15 +11,20 @@ from fastapi import FastAPI
 
 from observability.events import DrainStarted, ServiceStarted, ServiceStopped
 from observability.exposition import Exposition, MetricsServer
-from observability.labels import Consumer, Reason
+from observability.labels import Consumer, Dependency, Reason
 from observability.process import new_registry, watch_event_loop
+from service import dependencies
 from service.api import workers
+from service.api.schemas import Status
 from service.app import check_model
+from service.dependencies import Dependencies, of_stores
 from service.engine.contract import Ready
 from service.errors import StartupError
 from service.fleet import connected
 from service.garbage import forget_garbage
+from service.jobs.background import repeat
 from service.maker import STOP_SECONDS, Maker
+from service.notice import noticed
 from service.queue.claims import Claims
 from service.queue.herald import Herald
 from service.queue.news import of_worker
@@ -42,49 +49,56 @@ class Worker:
             raise StartupError("SAFELIGHT_QUEUE_URL: a worker needs a queue, such as redis://localhost:6379")
         check_model(settings)
         self._settings = settings
-        self._redis, self._streams, self._news, self._name = connected(settings.queue_url)
+        self._redis, self._streams, self._news, self._name = connected(settings.queue_url, settings.pool)
         self._database = Database(settings.resolved_database_url)
         images = ImageStore(settings.resolved_storage_url)
         cache = ResponseCache(ttl=settings.cache_ttl_seconds, max_bytes=settings.cache_max_bytes)
         registry = new_registry()
-        self._herald = Herald(self._redis, self._news, self._name, self._ready)
+        self._herald = Herald(self._redis, self._news, self._name, settings.pool, self._ready)
         self._telemetry = Telemetry(settings, registry, {Consumer.FLEET: self._herald})
         self._observer = self._telemetry.observer
+        checks = {Dependency.QUEUE: self._redis.ping, **of_stores(self._database, images)}
+        self._dependencies = Dependencies(checks, self._observer)
         self._maker = Maker(settings, registry, self._observer, self._database, images, cache, on_load_failed)
         self._claims = Claims(
             worker=self._name,
             streams=self._streams,
             database=self._database,
-            delivery=self._maker.delivery,
             observer=self._observer,
-            ready=self._ready,
+            ready=lambda: None if self._dependencies.missing else self._ready(),
+            is_alive=lambda: self._maker.runner.is_alive,
         )
         self._is_draining = False
         self.app = FastAPI(title="Safelight worker", lifespan=self._lifespan)
-        self.app.include_router(workers.router(Exposition(registry), self._state))
+        self.app.include_router(workers.router(Exposition(registry), self._state, lambda: self._dependencies.missing))
 
     def _ready(self) -> Ready | None:
         """What the engine said when it came up, as long as it takes work."""
         runner = self._maker.runner
-        return runner.ready if runner.is_ready and not self._is_draining else None
+        return runner.ready if runner.is_ready and runner.is_alive and not self._is_draining else None
 
-    def _state(self) -> workers.State:
-        if self._is_draining:
-            return "draining"
+    def _state(self) -> Status:
         if not self._maker.runner.is_alive:
             return "stalled"
+        if self._is_draining:
+            return "draining"
+        if self._dependencies.missing:
+            return "unavailable"
         return "ok" if self._maker.runner.is_ready else "loading"
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         claims, settings = self._claims, self._settings
-        self._observer.observe(ServiceStarted(settings.queue_limit, settings.gpu_dollars_per_hour))
+        self._observer.observe(ServiceStarted(0, settings.gpu_dollars_per_hour))
         log.info("this is worker %s", self._name)
-        board = self._maker.start(claims.record_ends, claims.over, claims.look)
+        board = self._maker.start(claims.record_ends, claims.judge, claims.over, claims.look, is_whole=False)
         self._news.start()
         claims.start(board)
         self._herald.start(board)
-        tasks = [asyncio.create_task(watch_event_loop(self._observer)), asyncio.create_task(self._listen())]
+        looking = repeat(self._dependencies.look, dependencies.LOOK_SECONDS)
+        tasks = list(map(asyncio.create_task, (watch_event_loop(self._observer), self._listen(), looking)))
+        if settings.spot_notice:
+            tasks.append(asyncio.create_task(self._leave_at_notice(settings.spot_notice)))
         forget_garbage()
         try:
             yield
@@ -99,12 +113,18 @@ class Worker:
             while True:
                 message = await inbox.get()
                 try:
-                    if message is not None and "forget" in message:
+                    if message is None:
+                        await self._claims.look_after()
+                    elif "forget" in message:
                         self._maker.board.forget(message["forget"], Reason(message["reason"]))
-                    elif message is not None and "joined" in message:
-                        await self._claims.joined(message["joined"])
+                    elif "joined" in message:
+                        await self._claims.look_after([message["joined"]])
                 except Exception:
                     log.exception("a message is not understood: %s", message)
+
+    async def _leave_at_notice(self, where: str) -> None:
+        await noticed(where)
+        os.kill(os.getpid(), signal.SIGTERM)  # the server's own way to stop
 
     async def drain(self) -> None:
         """Take no more; finish what is nearly done, and let other workers do the rest."""
@@ -117,6 +137,9 @@ class Worker:
         await self._claims.hand_back(-1.0)  # also what had not started
 
     async def _stop(self) -> None:
+        """Also of a worker whose model could not be loaded, and of one that was told twice to stop."""
+        await self._claims.hand_back(-1.0)
+        self._maker.board.stop()
         await self._claims.stop(STOP_SECONDS)
         await self._maker.stop()
         await self._herald.stop()

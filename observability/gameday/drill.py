@@ -20,7 +20,8 @@ class Drill:
 
     `beside` are those that may be told too, since they follow from the same cause or from its end; any other is a
     failure. `muted` fire, and are told to nobody. What is `told_after` cannot be told before the cause is gone. `core`
-    are quick and cover each kind of cause. `takes` are seconds that the cause needs however fast time runs.
+    are quick and cover each kind of cause. Those of a fleet have a stack of their own. `takes` are seconds that the
+    cause needs however fast time runs.
     """
 
     what: str
@@ -32,6 +33,7 @@ class Drill:
     is_simulated: bool = False
     told_after: bool = False
     is_core: bool = False
+    is_of_fleet: bool = False
     takes: float = 0.0
 
     def expected(self, alert: str) -> str:

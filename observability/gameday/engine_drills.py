@@ -48,7 +48,8 @@ ENGINE = (
         ("BatchesOfOne",),
         together(QUIET, causes.crashed_once),
         within="12m",
-        beside=frozenset({"ProbeFailing", "ServiceNotReady", *BUDGETS}),
+        beside=frozenset({"ProbeFailing", "ServiceNotReady", "CostOverBudget", *BUDGETS}),  # hardly a picture is made
+        takes=15.0,  # until the engine has loaded its model anew
     ),
     Drill(
         "batches do not fit into memory",

@@ -70,8 +70,9 @@ def to_markdown(results: Results, timing: Timing) -> str:
     parts = [
         "# Game day",
         "Written by `make gameday`: each alert's cause was brought about in a running stack (the real API with the\n"
-        "embedded model, Prometheus, Alertmanager, probe and inbox); the alert was seen to fire, to be told to the\n"
-        "inbox, and to be resolved once its cause was gone; nothing else was told but what follows from the cause.\n"
+        "embedded model, Prometheus, Alertmanager, probe and inbox; for drills of a fleet, an API and two workers\n"
+        "with a stand-in for a model, Redis, PostgreSQL and a server with S3's interface); the alert was seen to\n"
+        "fire, to be told to the inbox, and to be resolved once its cause was gone; nothing else but what follows.\n"
         f"{how}",
         "Seconds since the cause began; `resolved`, since it ended (below 0: some time before). A simulated cause is\n"
         "a value that a simulated exporter tells; all others happened. `muted` alerts fire, and rightly nobody is\n"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from observability.gameday.drill import BUDGETS, BUSY, Drill
 from observability.gameday.drills import RECOVERY
+from observability.gameday.fleet import FleetStack
 from observability.gameday.ground import Ground, Traces
 from observability.gameday.program import CannotStart
-from observability.gameday.stack import running
+from observability.gameday.stack import Stack, running
 from observability.gameday.traffic import Traffic
 from observability.gameday.watching import LOOK_SECONDS, Seen, Watch, restless
 from observability.generate.timing import SHIPPED, Timing, seconds
@@ -153,9 +154,10 @@ class GameDay:
 
 
 @contextlib.contextmanager
-def prepared(folder: Path, timing: Timing, tell: Tell) -> Iterator[GameDay]:
+def prepared(folder: Path, timing: Timing, tell: Tell, of_fleet: bool = False) -> Iterator[GameDay]:
     """A stack that is warm and calm, until the block ends."""
     traces = Traces()
+    kind: type[Stack] = FleetStack if of_fleet else Stack
     settings = {
         "faults": "1",
         "trace_ratio": "1",
@@ -164,8 +166,8 @@ def prepared(folder: Path, timing: Timing, tell: Tell) -> Iterator[GameDay]:
         "gpu_dollars_per_hour": f"{DOLLARS:g}",
     }
     try:
-        tell("starting the stack")
-        with running(folder, timing, **settings) as stack, Traffic(stack.url("api")) as traffic:
+        tell("starting the stack of a fleet" if of_fleet else "starting the stack")
+        with running(folder, timing, kind, **settings) as stack, Traffic(stack.url("api")) as traffic:
             time.sleep(WARM_SECONDS)
             yield GameDay(Ground(stack, traffic, traces), timing, tell)
     finally:
@@ -173,16 +175,24 @@ def prepared(folder: Path, timing: Timing, tell: Tell) -> Iterator[GameDay]:
 
 
 def run(folder: Path, timing: Timing, drills: Sequence[Drill], tell: Tell) -> list[tuple[Drill, Result]]:
-    """All of `drills`; those that cannot be begun fail."""
-    results = []
-    with prepared(folder, timing, tell) as day:
-        for number, drill in enumerate(drills, 1):
-            began = time.monotonic()
-            try:
-                result = day.run(drill)
-            except (TimeoutError, RuntimeError, CannotStart) as error:
-                result = Result((), (), (str(error),))
-            results.append((drill, result))
-            verdict = "; ".join((*result.problems, *(f"{each}: late" for each in result.late))) or "as it should be"
-            tell(f"  {number} of {len(drills)}, {time.monotonic() - began:.0f} s: {verdict}")
+    """All of `drills`, those of a fleet last; those that cannot be begun fail."""
+    results: list[tuple[Drill, Result]] = []
+    for of_fleet in (False, True):
+        chosen = [each for each in drills if each.is_of_fleet is of_fleet]
+        if not chosen:
+            continue
+        with prepared(folder / ("fleet" if of_fleet else "alone"), timing, tell, of_fleet) as day:
+            for drill in chosen:
+                began = time.monotonic()
+                result = _result(day, drill)
+                results.append((drill, result))
+                verdict = "; ".join((*result.problems, *(f"{each}: late" for each in result.late))) or "as it should be"
+                tell(f"  {len(results)} of {len(drills)}, {time.monotonic() - began:.0f} s: {verdict}")
     return results
+
+
+def _result(day: GameDay, drill: Drill) -> Result:
+    try:
+        return day.run(drill)
+    except (TimeoutError, RuntimeError, CannotStart) as error:
+        return Result((), (), (str(error),))

@@ -29,12 +29,14 @@ START_SECONDS = 120.0
 class Stack:
     """All programs, their ports and their configuration in `folder`."""
 
+    jobs: tuple[str, ...] = JOBS
+
     def __init__(
         self, folder: Path, timing: Timing = SHIPPED, profile: str = "demo", settings: Mapping[str, str] | None = None
     ) -> None:
         self.folder = folder
         self.timing = timing
-        self.ports = dict(zip((*JOBS, "metrics"), _free_ports(len(JOBS) + 1), strict=True))
+        self.ports = dict(zip((*self.jobs, "metrics"), _free_ports(len(self.jobs) + 1), strict=True))
         self._profile = profile
         self._settings = dict(settings or {})
         self.programs = self._programs()
@@ -61,7 +63,7 @@ class Stack:
         """Wait until one of them works. Raises `CannotStart`."""
         program = self.programs[name]
         deadline = time.monotonic() + patience
-        while send(program.ready_url) is None:
+        while not _answers(program.ready_url):
             gone = program.process is None or program.process.poll() is not None
             if gone or time.monotonic() > deadline:
                 end = program.log.read_text(errors="replace")[-2000:] if program.log.exists() else ""
@@ -85,6 +87,8 @@ class Stack:
 
     def _prometheus(self) -> Any:
         config = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+        for each in config["scrape_configs"]:
+            each.pop("dns_sd_configs", None)  # names of containers
         if self.timing is not SHIPPED:
             interval = f"{self.timing.scrape * 1000:g}ms"
             config["global"] = {
@@ -122,13 +126,16 @@ class Stack:
         }
         for job, kind in SIMULATED.items():
             found[job] = self._own(["simulate", kind, "--port", str(self.ports[job])], job, "/metrics")
-        found["alertmanager"] = self._foreign(
+        return found | self._watchers()
+
+    def _watchers(self) -> dict[str, Program]:
+        alertmanager = self._foreign(
             "prometheus-alertmanager",
             "alertmanager",
             "--storage.path=alertmanager/data",
             "--cluster.listen-address=",
         )
-        found["prometheus"] = self._foreign(
+        prometheus = self._foreign(
             "prometheus",
             "prometheus",
             "--storage.tsdb.path=prometheus/data",
@@ -138,7 +145,7 @@ class Stack:
             f"--rules.alert.resend-delay={self.timing.hold('1m')}",
             f"--query.lookback-delta={self.timing.hold('5m')}",
         )
-        return found
+        return {"alertmanager": alertmanager, "prometheus": prometheus}
 
     def _own(self, arguments: list[str], job: str, ready: str, environment: Mapping[str, str] = {}) -> Program:
         return Program(
@@ -194,9 +201,9 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(folder: Path, timing: Timing = SHIPPED, **settings: str) -> Iterator[Stack]:
+def running(folder: Path, timing: Timing = SHIPPED, make: type[Stack] = Stack, **settings: str) -> Iterator[Stack]:
     """A stack that ends with the block, whatever happens in it."""
-    stack = Stack(folder, timing, settings=settings)
+    stack = make(folder, timing, settings=settings)
     try:
         stack.start()
         yield stack
@@ -212,6 +219,18 @@ def until(found: Callable[[], Any], patience: float, what: str) -> Any:
             raise TimeoutError(f"not within {patience:g} s: {what}")
         time.sleep(0.1)
     return result
+
+
+def _answers(url: str) -> bool:
+    """Whether somebody does, at an address of HTTP or of TCP alone."""
+    if not url.startswith("tcp:"):
+        return send(url) is not None
+    host, port = url.removeprefix("tcp://").split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_ports(number: int) -> list[int]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from observability import slo
-from observability.generate import dashboards, runbooks
+from observability.generate import dashboards, kubernetes, runbooks
 from observability.generate.dashboards import build
-from observability.generate.files import ROOT, alerts, prometheus, promtool, rule_files
+from observability.generate.files import ROOT, SOURCE, alerts, prometheus, promtool, rule_files
 
 
 def written() -> Iterator[tuple[Path, str]]:
@@ -19,6 +19,9 @@ def written() -> Iterator[tuple[Path, str]]:
         yield ROOT / "prometheus" / path, text
     every = [alert for groups in rule_files(found).values() for alert in alerts(groups)]
     yield ROOT / "docs" / "runbooks" / "README.md", runbooks.index(every)
+    kubernetes_base = ROOT / "deploy" / "kubernetes" / "base"
+    yield kubernetes_base / "rules.yaml", kubernetes.prometheus_rule(found, rule_files(found), SOURCE)
+    yield kubernetes_base / "dashboards.yaml", kubernetes.config_maps(found, SOURCE)
     for each in dashboards.every(found):
         yield ROOT / "grafana" / "dashboards" / f"{each.name}.json", build.to_json(each)
 

@@ -50,7 +50,7 @@ def _not_ready() -> Alert:
         dashboard="engine",
         summary="The model is not ready",
         description="{{ $labels.instance }} has answered for 10 minutes, but has no warmed model.",
-        expr="safelight_model_ready == 0",
+        expr="safelight_model_ready == 0\nunless on (instance) safelight_workers",  # the API of a fleet has none
         hold="10m",
         fires=Case({READY: "1x4 0x60"}, at="13m"),
         silent=Case({READY: "0x30 1x40"}, at="13m"),
@@ -108,7 +108,7 @@ def _batches_of_one() -> Alert:
         ),
         expr=(
             "instance:batch_pictures:mean_rate5m < 1.5\n"
-            "and on (instance) min_over_time(instance:requests_waiting:sum[5m]) > 0\n"
+            "and on () min_over_time(service:requests_waiting:sum[5m]) > 0\n"
             "and on (instance) safelight_batch_slots > 1"
         ),
         hold="5m",

@@ -7,6 +7,7 @@ from observability import slo
 from observability.generate import (
     engine_alerts,
     facade,
+    fleet_alerts,
     gpu_alerts,
     objectives,
     platform_alerts,
@@ -28,6 +29,7 @@ def rule_files(found: slo.Objectives) -> dict[str, tuple[Group, ...]]:
     gpus, containers = facade.groups()
     common = {
         "rules/service.yml": (*service_rules.groups(), *request_alerts.groups(limits), *engine_alerts.groups(limits)),
+        "rules/fleet.yml": fleet_alerts.groups(),
         "rules/gpu.yml": (gpus, *gpu_alerts.groups(limits)),
         "rules/platform.yml": (containers, *platform_alerts.groups(limits)),
         "rules/stack.yml": stack_alerts.groups(limits),

@@ -50,7 +50,7 @@ def _idle_with_work(limits: Limits) -> Alert:
     def series(utilization: int) -> dict[str, str]:
         return {
             _dcgm("DCGM_FI_DEV_GPU_UTIL"): f"{utilization}x100",
-            'instance:requests_waiting:sum{instance="api:8000"}': "5x100",
+            "service:requests_waiting:sum": "5x100",
         }
 
     return Alert(
@@ -62,7 +62,7 @@ def _idle_with_work(limits: Limits) -> Alert:
         description="Even the busiest GPU was busy only {{ $value | humanizePercentage }} of 5 minutes.",
         expr=(
             f"max(avg_over_time(gpu:utilization:ratio[5m])) < {limits.gpu_idle:g}\n"
-            "and sum(min_over_time(instance:requests_waiting:sum[5m])) > 0"
+            "and min_over_time(service:requests_waiting:sum[5m]) > 0"
         ),
         hold="10m",
         fires=Case(series(20), at="20m"),

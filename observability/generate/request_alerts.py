@@ -133,8 +133,8 @@ def _queue_long(limits: Limits) -> Alert:
         summary="Many requests wait",
         description="{{ $value | humanize }} requests wait for their first step.",
         expr=(
-            f"sum(safelight_queue_depth) > {limits.queue_depth}\n"
-            "or sum(safelight_queue_depth) > 0.8 * sum(safelight_queue_limit)"
+            f"sum(max by (priority) (safelight_queue_depth)) > {limits.queue_depth}\n"
+            "or sum(max by (priority) (safelight_queue_depth)) > 0.8 * max(safelight_queue_limit)"
         ),
         hold="2m",
         fires=Case({WAITING: f"{limits.queue_depth + 1}x40"}, at="4m"),
@@ -149,10 +149,8 @@ def _queue_old(limits: Limits) -> Alert:
         subject="queue-age",
         dashboard="requests",
         summary="Someone has waited very long",
-        description=(
-            "The oldest request of {{ $labels.instance }} has waited {{ $value | humanizeDuration }} for a first step."
-        ),
-        expr=f"safelight_queue_oldest_age_seconds > <{limits.queue_age}>",
+        description=("The oldest request has waited {{ $value | humanizeDuration }} for a first step."),
+        expr=f"max(safelight_queue_oldest_age_seconds) > <{limits.queue_age}>",
         hold="1m",
         fires=Case({OLDEST: "0+15x40"}, at="6m"),
         silent=Case({OLDEST: "0+15x6 0+15x6 0+15x6 0+15x6"}, at="6m"),

@@ -13,7 +13,7 @@ from observability.slo import Links
 HEAD = "# Written by make config from {source}; do not edit.\n"
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Texts of several lines as blocks, long ones on one line, lists indented."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
@@ -24,13 +24,13 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Dumper.add_representer(str, _represent_text)
+Dumper.add_representer(str, _represent_text)
 
 
 def to_yaml(data: object, source: str) -> str:
     """A document that reads well, with a word on where it comes from."""
     return HEAD.format(source=source) + yaml.dump(
-        data, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True
+        data, Dumper=Dumper, sort_keys=False, width=10_000, allow_unicode=True
     )
 
 

@@ -48,7 +48,8 @@ def groups() -> tuple[Group, ...]:
         ),
     )
     engine = (
-        Recording("instance:requests_waiting:sum", "sum by (instance) (safelight_queue_depth)"),
+        # Each API of a fleet tells of the whole queue.
+        Recording("service:requests_waiting:sum", "sum(max by (priority) (safelight_queue_depth))"),
         Recording(
             "instance:requests_in_work:sum",
             "sum by (instance) (safelight_queue_depth) + on (instance) sum by (instance) (safelight_requests_running)",

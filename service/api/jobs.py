@@ -7,7 +7,9 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import RedirectResponse
 
+from observability.labels import Reason
 from service.api.problems import RESPONSES
 from service.api.schemas import JobPage, JobView
 from service.api.state import ServicesDep
@@ -24,12 +26,13 @@ JobId = Annotated[str, Path(pattern=f"^{JOB_ID.pattern}$")]
 async def list_jobs(
     services: ServicesDep,
     status: Annotated[list[JobState] | None, Query(description="Only jobs in these states.")] = None,
+    reason: Annotated[list[Reason] | None, Query(description="Only jobs that ended for these reasons.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
 ) -> JobPage:
     """One page of jobs; go on with its `next`."""
     before = None if cursor is None else _decode_cursor(cursor)
-    found = await services.jobs.page(status or (), limit + 1, before)
+    found = await services.jobs.page(status or (), reason or (), limit + 1, before)
     shown = found[:limit]
     more = len(found) > limit
     return JobPage(
@@ -54,10 +57,17 @@ async def cancel_job(services: ServicesDep, job_id: JobId) -> JobView:
     "/{job_id}/images/{index}",
     summary="A finished picture",
     response_class=Response,
-    responses={200: {"content": {each.media_type: {} for each in ImageFormat}}},
+    responses={200: {"content": {each.media_type: {} for each in ImageFormat}}, 307: {"description": "Where it is."}},
 )
-async def get_image(services: ServicesDep, job_id: JobId, index: Annotated[int, Path(ge=0, le=7)]) -> Response:
+async def get_image(
+    services: ServicesDep,
+    job_id: JobId,
+    index: Annotated[int, Path(ge=0, le=7)],
+    presigned: Annotated[bool, Query(description="Rather say where the store has it, if it is one like S3.")] = False,
+) -> Response:
     """The bytes of picture `index`, from 0."""
+    if presigned and (url := await services.jobs.image_url(job_id, index)) is not None:
+        return RedirectResponse(url, headers={"Cache-Control": "no-store"})
     data, job = await services.jobs.image(job_id, index)
     headers = {"X-Seed": str(job.params.seed + index), "Cache-Control": "private, max-age=31536000, immutable"}
     return Response(data, 200, headers, job.params.output_format.media_type)

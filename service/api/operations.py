@@ -1,12 +1,14 @@
 """For operators: health, metrics, the model."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
+from observability.labels import Dependency
 from service.api.problems import RESPONSES
-from service.api.schemas import Health, ModelView, ProfileView
+from service.api.schemas import Health, ModelView, ProfileView, Status
 from service.api.state import ServicesDep
 from service.errors import NotFound
 
@@ -26,16 +28,21 @@ async def live(services: ServicesDep) -> Response:
 
 @router.get("/health/ready", responses=HEALTH, summary="Whether requests are served now")
 async def ready(services: ServicesDep) -> Response:
-    """200 once the model is loaded and has made a picture, until the service drains."""
+    """200 once the model is loaded and has made a picture, until the service drains, and while all that it needs is
+    there.
+    """
     if services.jobs.is_draining:
         return health("draining")
+    if services.dependencies.missing:
+        return health("unavailable", services.dependencies.missing)
     return health("ok" if services.runner.is_ready else "loading")
 
 
-def health(status: Literal["ok", "loading", "draining", "stalled"]) -> Response:
+def health(status: Status, missing: Sequence[Dependency] = ()) -> Response:
     """How the process is, as an answer."""
     fit = status == "ok"
-    return JSONResponse(Health(status=status).model_dump(), 200 if fit else 503, {} if fit else {"Retry-After": "1"})
+    found = Health(status=status, missing=list(missing)).model_dump(exclude_defaults=True)
+    return JSONResponse(found, 200 if fit else 503, {} if fit else {"Retry-After": "1"})
 
 
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics", include_in_schema=False)
@@ -71,6 +78,7 @@ async def model(services: ServicesDep) -> ModelView:
         supports_negative_prompt=info.supports_negative_prompt,
         batching=ready.batching,
         max_batch=profile.max_batch,
+        extra_seconds=profile.extra_seconds,
         profile=[ProfileView.of(profile, curve) for curve in profile.curves],
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from observability.labels import Batching, Priority, Source, Stage
+from observability.labels import Batching, Dependency, Priority, Source, Stage
 from observability.propagation import current_traceparent
 from service.core import ImageFormat, JobState, ModelInfo, Params
 from service.engine.profile import Curve, Profile
@@ -253,13 +253,18 @@ class ModelView(BaseModel):
     supports_negative_prompt: bool
     batching: Batching
     max_batch: int
+    extra_seconds: float  # of a picture, beside its steps
     profile: list[ProfileView]
 
 
-class Health(BaseModel):
-    """Whether the service is fit, and if not, why."""
+Status = Literal["ok", "loading", "unavailable", "draining", "stalled"]
 
-    status: Literal["ok", "loading", "draining", "stalled"]
+
+class Health(BaseModel):
+    """Whether the service is fit, and if not, why; `missing` is what it needs and cannot use."""
+
+    status: Status
+    missing: list[Dependency] = []
 
 
 class FieldProblem(BaseModel):

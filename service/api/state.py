@@ -11,6 +11,7 @@ from observability.exposition import Exposition
 from observability.observer import Observer
 from observability.slo import Objectives, Samples
 from service.core import ModelInfo
+from service.dependencies import Dependencies
 from service.engine.contract import Ready
 from service.errors import Unavailable
 from service.jobs.runner import Runner
@@ -26,6 +27,7 @@ class Services:
     settings: Settings
     jobs: JobService
     runner: Runner | Roster
+    dependencies: Dependencies
     observer: Observer
     exposition: Exposition | None  # None when it has a port of its own
     objectives: Objectives

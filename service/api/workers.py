@@ -1,18 +1,19 @@
 """What a worker answers: how it is, and its metrics."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Request, Response
 
 from observability.exposition import Exposition
+from observability.labels import Dependency
 from service.api.operations import health
+from service.api.schemas import Status
 
-State = Literal["ok", "loading", "draining", "stalled"]
 
-
-def router(exposition: Exposition, state: Callable[[], State]) -> APIRouter:
-    """Routes that tell of `state`."""
+def router(
+    exposition: Exposition, state: Callable[[], Status], missing: Callable[[], Sequence[Dependency]]
+) -> APIRouter:
+    """Routes that tell of `state`, and of what is `missing` for it to be well."""
     made = APIRouter(tags=["operations"])
 
     @made.get("/health/live", summary="Whether the engine's loop is alive")
@@ -21,7 +22,7 @@ def router(exposition: Exposition, state: Callable[[], State]) -> APIRouter:
 
     @made.get("/health/ready", summary="Whether the worker takes work")
     async def ready() -> Response:
-        return health(state())
+        return health(state(), missing())
 
     @made.get("/metrics", summary="Prometheus metrics")
     def metrics(request: Request) -> Response:

@@ -47,7 +47,7 @@ class Backlog(Protocol):
         """The job at every change up to its end, or the service's; nothing if it is not known to be unfinished."""
 
     async def is_waited_for(self, job_id: str) -> bool:
-        """Whether anybody waits for it."""
+        """Whether anybody waits for it or follows it."""
 
     async def end(self, job_id: str, state: JobState, reason: Reason) -> bool:
         """End a job without pictures; return whether this call did it, or it had ended before."""

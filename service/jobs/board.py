@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from sqlalchemy import Connection
@@ -17,6 +18,7 @@ from observability.labels import CacheResult, Reason, Stage
 from observability.observer import Observer
 from service.core import Job, JobState
 from service.engine.contract import Cancel, Command, Finished, Raise, Stepped
+from service.errors import Unavailable
 from service.jobs import table, telling
 from service.jobs.background import Background
 from service.jobs.delivery import Delivery
@@ -31,10 +33,12 @@ log = logging.getLogger("safelight.jobs")
 
 MAX_CRASHES = 2
 NOT_NOW = Recording()  # of a job that an earlier process recorded
+Judge = Callable[[str, Reason, str], tuple[Reason, str] | None]
+"""How a failure ends the jobs of a computation, by its id: reason and detail; None if others are to make them."""
 
 
 class Board:
-    """Every unfinished job. `wall` gives Unix time, `clock` monotonic time, both in seconds."""
+    """Every unfinished job, or a worker's share of them. `wall` gives Unix time, `clock` monotonic time, in seconds."""
 
     def __init__(
         self,
@@ -45,8 +49,10 @@ class Board:
         send: Callable[[Command], None],
         observer: Observer,
         record_ends: RecordEnds = table.save_ends,
+        judge: Judge = lambda flight, reason, detail: (reason, detail),
         on_over: Callable[[str], None] = lambda flight: None,
         on_room: Callable[[], None] = lambda: None,
+        is_whole: bool = True,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,7 +61,9 @@ class Board:
         self._send = send
         self._observer = observer
         self._record_ends = record_ends
+        self._judge = judge
         self._on_over = on_over
+        self._is_whole = is_whole
         self._wall = wall
         self._clock = clock
         self._live: dict[str, LiveJob] = {}
@@ -173,7 +181,8 @@ class Board:
             self._flights.remove(flight)
             self._waste(flight, Reason.STORAGE_ERROR)
             self._fail(flight, Reason.STORAGE_ERROR, "the pictures could not be stored")
-            await self._delivery.discard(flight.blob)
+            with suppress(Unavailable):  # the store is away
+                await self._delivery.discard(flight.blob)
             return
         for stage, seconds in delivered.timings.items():
             self._observer.observe(StageFinished(stage, seconds, flight.id))
@@ -190,8 +199,22 @@ class Board:
         await self._close(flight, ending, record)
 
     def _fail(self, flight: Flight, reason: Reason, detail: str) -> None:
+        end = self._judge(flight.id, reason, detail)
         for live in list(flight.members.values()):
-            self._background.spawn(self.end(live, JobState.FAILED, reason, detail))
+            if end is None:
+                self.forget(live.job.id, Reason.MOVED)
+        if end is not None:
+            self._background.spawn(self._end_all(flight, *end))
+
+    async def _end_all(self, flight: Flight, reason: Reason, detail: str) -> None:
+        """In one transaction, so that the computation is over for all of them at once."""
+        ending = {}
+        for live in [each for each in flight.members.values() if each.claim()]:
+            self._detach(live, reason)
+            now = self._wall()
+            ending[live] = live.job.but(state=JobState.FAILED, reason=reason, detail=detail, finished_at=now)
+        if ending:
+            await self._close(flight, ending, self._recording(flight, ending))
 
     # Ending
 
@@ -307,7 +330,7 @@ class Board:
 
     def _queue_changed(self) -> None:
         self.outlook.changed()
-        self._observer.observe(self._flights.queue())
+        self._observer.observe(self._flights.queue(self._is_whole))
 
     # Stopping
 

@@ -1,21 +1,25 @@
 """From the engine's pixels to stored files, a recorded blob and a cached response."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy import Connection
 
 from observability.labels import Stage
 from service.core import Job, Params
 from service.engine.contract import Pixels
+from service.errors import Unavailable
 from service.jobs import pictures, table
 from service.storage.cache import CachedResponse, ResponseCache
-from service.storage.database import Database
 from service.storage.images import ImageStore
+
+log = logging.getLogger("safelight.jobs")
+
+AGAIN_SECONDS = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,15 @@ class Delivery:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="safelight-delivery")
 
     async def deliver(self, blob: str, params: Params, pixels: Sequence[Pixels]) -> Delivered:
-        """Write the pictures as files of the blob. Raises what the image store raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, blob, params, pixels)
+        """Write the pictures as files of the blob. Raises `Unavailable`, of a store elsewhere after some tries."""
+        loop = asyncio.get_running_loop()
+        for pause in AGAIN_SECONDS if self._images.is_remote else ():
+            try:
+                return await loop.run_in_executor(self._threads, self._write, blob, params, pixels)
+            except Unavailable as error:
+                log.warning("trying again in %g s to store %s: %s", pause, blob, error.detail)
+            await asyncio.sleep(pause)
+        return await loop.run_in_executor(self._threads, self._write, blob, params, pixels)
 
     def _write(self, blob: str, params: Params, pixels: Sequence[Pixels]) -> Delivered:
         started = time.monotonic()
@@ -55,7 +66,8 @@ class Delivery:
         Return those jobs. A blob that completes none is deleted like any other that nothing points at.
         """
         now = self._wall()
-        table.add_blob(connection, blob, size, now)
+        if not table.has_blob(connection, blob):  # it is there if the answer to this very transaction was lost before
+            table.add_blob(connection, blob, size, now)
         jobs = end(connection)
         cacheable = next((job for job in jobs if job.cache_key is not None), None)
         if cacheable is not None and cacheable.cache_key is not None:
@@ -66,11 +78,6 @@ class Delivery:
     async def discard(self, blob: str) -> None:
         """Remove what was written of a blob that will not be recorded. Raises what the image store raises."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._images.delete, blob)
-
-    async def discard_unless_recorded(self, blob: str, database: Database) -> None:
-        """Remove what another may have written of a blob and not recorded. Raises what the image store raises."""
-        if not await database.run(partial(table.has_blob, blob=blob)):
-            await self.discard(blob)
 
     def close(self) -> None:
         """Wait for what is being written."""

@@ -90,17 +90,20 @@ class Estimator:
             correction = min(correction, 1.0)
         return Forecast({name: each * correction for name, each in self._play(keys, now).items()}, positions)
 
+    def work(self, flight: Flight) -> float:
+        """The seconds that one engine would take for what is left of a computation, in full batches; 0: not known."""
+        if self._ready is None:
+            return 0.0
+        params = flight.params
+        kind = (params.size, self._ready.info.rows(params))
+        if kind not in self._costs:
+            self._costs[kind] = self._ready.profile.picture_step_seconds(*kind)
+        return (params.total_steps - flight.steps_done) * self._costs[kind]
+
     def _candidate(self, flight: Flight, now: float) -> Candidate:
-        work = 0.0
-        if self._ready is not None:
-            params = flight.params
-            kind = (params.size, self._ready.info.rows(params))
-            if kind not in self._costs:
-                self._costs[kind] = self._ready.profile.picture_step_seconds(*kind)
-            work = (params.total_steps - flight.steps_done) * self._costs[kind]
         waited = now - flight.entered_at if flight.waited is None else flight.waited
         picture = Picture(flight.id, 0, flight.params)
-        return Candidate(picture, flight.priority, flight.entered_at, work, waited=waited)
+        return Candidate(picture, flight.priority, flight.entered_at, self.work(flight), waited=waited)
 
     def _key(self, flight: Flight, now: float) -> Key:
         """The engine's own order of service."""

@@ -176,9 +176,9 @@ class Flights:
         """Jobs whose computation has not started."""
         return [live for flight in self if not flight.has_started for live in flight.members.values()]
 
-    def queue(self) -> QueueChanged:
-        """What waits, as an event."""
-        waiting = self.waiting_jobs()
+    def queue(self, is_whole: bool = True) -> QueueChanged:
+        """What waits and what runs, as an event; if the queue is not here, only what runs."""
+        waiting = self.waiting_jobs() if is_whole else []
         depths = dict.fromkeys(Priority, 0)
         for live in waiting:
             depths[live.job.priority] += 1

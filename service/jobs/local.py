@@ -95,7 +95,7 @@ class LocalBacklog:
     async def is_waited_for(self, job_id: str) -> bool:
         """See `Backlog`."""
         live = self._board.live(job_id)
-        return live is not None and live.waiters > 0
+        return live is not None and (live.waiters > 0 or live.is_watched)
 
     async def end(self, job_id: str, state: JobState, reason: Reason) -> bool:
         """See `Backlog`."""

@@ -34,7 +34,9 @@ RETRY_SECONDS = 5
 
 
 class JobService:
-    """See the module's words. `revision` is that of the model that will run the jobs."""
+    """See the module's words. `revision` is that of the model that will run the jobs, `missing` what it would need and
+    cannot be used now.
+    """
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class JobService:
         queue_limit: int,
         retention: float,
         revision: Callable[[], str],
+        missing: Callable[[], Sequence[str]] = tuple,
         observer: Observer,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -59,6 +62,7 @@ class JobService:
         self._queue_limit = queue_limit
         self._retention = retention
         self._revision = revision
+        self._missing = missing
         self._observer = observer
         self._wall = wall
         self._clock = clock
@@ -70,11 +74,14 @@ class JobService:
         """Record the order as a job and queue it; return the job, and whether it is new.
 
         Raises `Conflict` for an idempotency key used with another body, `QueueFull`, `DeadlineUnreachable`, and
-        `Unavailable` while the service drains or its database fails; then nothing was recorded.
+        `Unavailable` while the service drains or something that it needs is away; then nothing was recorded.
         """
         try:
             if self.is_draining:
                 raise Unavailable("the service is shutting down", retry_after=RETRY_SECONDS)
+            if missing := self._missing():
+                detail = f"the {' and the '.join(missing)} cannot be used at the moment"
+                raise Unavailable(detail, retry_after=RETRY_SECONDS)
             return await self._accept(order)
         except (QueueFull, DeadlineUnreachable) as error:
             self.reject(order.source, REASONS[type(error)])
@@ -181,21 +188,34 @@ class JobService:
             raise NotFound(f"there is no job {job_id[:64]!r}; finished jobs are kept for {self._retention:g} s")
         return await self._backlog.snapshot(job)
 
-    async def page(self, states: Sequence[JobState], limit: int, before: tuple[float, str] | None) -> list[Snapshot]:
-        """At most `limit` jobs of `states` (all, when empty), newest first, older than `before` (time and id)."""
+    async def page(
+        self, states: Sequence[JobState], reasons: Sequence[Reason], limit: int, before: tuple[float, str] | None
+    ) -> list[Snapshot]:
+        """At most `limit` jobs of `states` and `reasons` (all, when empty), newest first, older than `before` (time and
+        id).
+        """
         since = self._wall() - self._retention
-        query = partial(table.page, states=states, limit=limit, before=before, since=since)
+        query = partial(table.page, states=states, reasons=reasons, limit=limit, before=before, since=since)
         return [await self._backlog.snapshot(job) for job in await self._database.run(query)]
 
     async def image(self, job_id: str, index: int) -> tuple[bytes, Job]:
-        """The bytes of picture `index` of a completed job. Raises `NotFound`."""
+        """The bytes of picture `index` of a completed job. Raises `NotFound`, and `Unavailable` without the store."""
+        job, blob = await self._with_picture(job_id, index)
+        try:
+            return await asyncio.to_thread(self._images.get, blob, index, job.params.output_format), job
+        except FileNotFoundError as error:
+            raise NotFound(f"picture {index} of job {job_id[:64]!r} has been deleted") from error
+
+    async def image_url(self, job_id: str, index: int) -> str | None:
+        """Where the store itself gives picture `index` to whoever asks within a few minutes; None if it does not."""
+        job, blob = await self._with_picture(job_id, index)
+        return await asyncio.to_thread(self._images.url, blob, index, job.params.output_format)
+
+    async def _with_picture(self, job_id: str, index: int) -> tuple[Job, str]:
         job = (await self.get(job_id)).job
         if job.blob is None or not 0 <= index < job.params.num_images:
             raise NotFound(f"job {job_id[:64]!r} has no picture {index}")
-        try:
-            return await asyncio.to_thread(self._images.get, job.blob, index, job.params.output_format), job
-        except FileNotFoundError as error:
-            raise NotFound(f"picture {index} of job {job_id[:64]!r} has been deleted") from error
+        return job, job.blob
 
     async def wait(self, job_id: str, seconds: float) -> Snapshot:
         """The job once it has ended, or as it is after `seconds`, or when the service stops."""
@@ -243,11 +263,12 @@ class JobService:
 
         deleted, cached_bytes, blobs = await self._database.run(delete)
         self._observer.observe(CacheResized(Cache.RESPONSE, cached_bytes))
-        for blob in blobs:
+        for index, blob in enumerate(blobs):
             try:
                 await asyncio.to_thread(self._images.delete, blob)
-            except OSError:
-                log.exception("the pictures of %s could not be deleted", blob)
+            except Unavailable:
+                await self._database.run(partial(table.keep_blobs, names=blobs[index:], now=now))
+                raise
         return deleted
 
     def drain(self) -> None:

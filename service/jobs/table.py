@@ -31,9 +31,15 @@ def save(connection: Connection, job: Job) -> bool:
     return written.rowcount > 0
 
 
-def save_all(connection: Connection, jobs: Sequence[Job]) -> list[Job]:
-    """`save` each; return those that were written."""
-    return [job for job in jobs if save(connection, job)]
+def stands(connection: Connection, job: Job) -> bool:
+    """Whether the record has this very end, perhaps from a transaction whose answer was lost."""
+    is_same = (jobs.c.id == job.id, jobs.c.state == job.state.value, jobs.c.finished_at == job.finished_at)
+    return connection.execute(select(jobs.c.id).where(*is_same)).first() is not None
+
+
+def save_all(connection: Connection, ends: Sequence[Job]) -> list[Job]:
+    """`save` each; return those that were written, now or before."""
+    return [job for job in ends if save(connection, job) or stands(connection, job)]
 
 
 def save_ends(connection: Connection, flight: str, jobs: Sequence[Job]) -> list[Job]:
@@ -49,6 +55,13 @@ def free_keys(connection: Connection, job_id: str) -> None:
 def add_blob(connection: Connection, blob: str, size: int, now: float) -> None:
     """Record a blob of `size` bytes, so that jobs and cached responses can point at it."""
     connection.execute(insert(blobs).values(id=blob, bytes=size, created_at=now))
+
+
+def keep_blobs(connection: Connection, names: Sequence[str], now: float) -> None:
+    """Record blobs again whose files could not be deleted."""
+    for blob in names:
+        if not has_blob(connection, blob):
+            add_blob(connection, blob, 0, now)
 
 
 def has_blob(connection: Connection, blob: str) -> bool:
@@ -69,9 +82,15 @@ def unfinished(connection: Connection) -> list[Job]:
 
 
 def page(
-    connection: Connection, states: Sequence[JobState], limit: int, before: tuple[float, str] | None, since: float
+    connection: Connection,
+    states: Sequence[JobState],
+    reasons: Sequence[Reason],
+    limit: int,
+    before: tuple[float, str] | None,
+    since: float,
 ) -> list[Job]:
-    """At most `limit` jobs, newest first, older than `before` (creation time and id), of `states` if any are given.
+    """At most `limit` jobs, newest first, older than `before` (creation time and id), of `states` and `reasons` if any
+    are given.
 
     Jobs that finished at or before `since` are left out: they are due to be deleted.
     """
@@ -79,6 +98,8 @@ def page(
     query = query.where(jobs.c.finished_at.is_(None) | (jobs.c.finished_at > since))
     if states:
         query = query.where(jobs.c.state.in_([state.value for state in states]))
+    if reasons:
+        query = query.where(jobs.c.reason.in_([reason.value for reason in reasons]))
     if before is not None:
         query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
     return [job_of(row) for row in connection.execute(query)]

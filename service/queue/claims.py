@@ -7,7 +7,7 @@ another, and pictures that the table does not know.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,9 @@ from service.errors import Unavailable
 from service.jobs import telling
 from service.jobs.background import Background, repeat
 from service.jobs.board import Board
-from service.jobs.delivery import Delivery
 from service.jobs.ending import anew
 from service.queue import ledger
-from service.queue.ledger import MAX_LOST, Run
+from service.queue.ledger import MAX_ATTEMPTS, MAX_LOST, Run
 from service.queue.streams import Claim, Streams
 from service.storage.database import Database
 
@@ -38,18 +37,22 @@ RESCUE_SECONDS = 1.0
 ARRIVAL_SECONDS = 5.0
 AGAIN_SECONDS = 0.5
 LEAVE_SECONDS = 3.0
+WORTH_ANOTHER_ATTEMPT = {Reason.STORAGE_ERROR, Reason.ENGINE_CRASHED}  # it may be this machine
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Held:
-    """A claim, and the turn at it that the table gave."""
+    """A claim, and the turn at it that the table gave; `is_wanted` until the last job's end was recorded here."""
 
     claim: Claim
     run: Run
+    is_wanted: bool = True
 
 
 class Claims:
-    """See the module's words. `ready` is what the engine said of itself, None while it cannot work."""
+    """See the module's words. `ready` is what the engine said of itself, None while it cannot work; `is_alive` whether
+    it was heard of lately.
+    """
 
     def __init__(
         self,
@@ -57,17 +60,17 @@ class Claims:
         worker: str,
         streams: Streams,
         database: Database,
-        delivery: Delivery,
         observer: Observer,
         ready: Callable[[], Ready | None],
+        is_alive: Callable[[], bool],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._worker = worker
         self._streams = streams
         self._database = database
-        self._delivery = delivery
         self._observer = observer
         self._ready = ready
+        self._is_alive = is_alive
         self._wall = wall
         self._held: dict[str, Held] = {}
         self._begun: set[Claim] = set()  # taken, and not yet given a turn
@@ -75,6 +78,7 @@ class Claims:
         self._leaving = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._background = Background()
+        self._kept_at = wall()
         self._failed_at = time.monotonic()  # what happened before is not known
 
     def start(self, board: Board) -> None:
@@ -95,20 +99,23 @@ class Claims:
         self._room.set()
 
     async def _take(self) -> None:
+        """One by one: how many pictures a computation has, and so how much room is left, is not known before."""
         seen = await self._streams.newest()
         while not self._leaving.is_set():
             self._room.clear()
             await self._begin_all()
-            ready = self._ready()
-            room = 0 if ready is None else ready.profile.cap(ready.info.default_size) - self._board.flights.pictures
-            if room <= 0:
+            if not self._has_room():
                 await self._wait(self._room.wait(), AGAIN_SECONDS)
                 continue
-            claims = await self._streams.take(room)
+            claims = await self._streams.take(1)
             self._begun.update(claims)
             if not claims:
                 await self._wait(self._streams.arrival(seen, ARRIVAL_SECONDS), 2 * ARRIVAL_SECONDS)
                 seen = await self._streams.newest()
+
+    def _has_room(self) -> bool:
+        ready = self._ready()
+        return ready is not None and self._board.flights.pictures < ready.profile.cap(ready.info.default_size)
 
     async def _begin_all(self) -> None:
         """Also those whose turn could not be taken before."""
@@ -163,28 +170,45 @@ class Claims:
             self._observer.observe(telling.finished(job, now - job.created_at))
         self.over(run.flight)
 
-    async def joined(self, flight: str) -> None:
-        """More jobs wait for a computation, perhaps one of this worker's."""
-        jobs = await self._database.run(partial(ledger.waiting, flight=flight))
-        held = self._held.get(flight)
-        if held is None or self._board.flights.joinable(flight) is None:
-            return  # it is over just now: who came too late for it gets a computation of his own
+    async def look_after(self, flights: Iterable[str] | None = None) -> None:
+        """See in the table who waits for these computations of this worker, or all: others may have come to share one,
+        and others may have ended jobs.
+        """
+        held = {name: self._held[name] for name in (self._held if flights is None else flights) if name in self._held}
+        known = {live.job.id for each in self._board.flights.known(held) for live in each.members.values()}
+        jobs = await self._database.run(partial(ledger.waiting, names=list(held))) if held else []
+        for job_id in known - {job.id for job in jobs}:
+            self._board.forget(job_id, Reason.MOVED)
         for job in jobs:
-            if self._board.live(job.id) is None:
-                self._enter(held.run, job)
+            assert job.flight is not None, "waits for one of these"
+            mine = self._held.get(job.flight)
+            # one that is over just now is given back for the sake of those who came too late for it
+            if mine is held[job.flight] and self._board.flights.joinable(job.flight) and not self._board.live(job.id):
+                self._enter(mine.run, job)
 
     # Keeping
 
     async def _keep(self) -> None:
-        held = {each.claim: each.run for each in self._held.values()}
+        """What a worker has whose engine hangs is for others."""
+        if self._wall() - self._kept_at > IDLE_SECONDS / 2:
+            self._failed()  # this process stood still, and perhaps its machine with all others
+        if not self._is_alive():
+            return
+        held = {each.claim: each for each in self._held.values()}
         lost = await self._streams.keep([*held, *self._begun])
+        self._kept_at = self._wall()
         self._begun -= lost
-        for claim in lost & held.keys():
-            run = held[claim]
-            if not await self._database.run(partial(ledger.holds, run=run, worker=self._worker)):
-                log.warning("another worker has %s now", claim.flight)
-                self._held.pop(claim.flight, None)
-                self._forget(claim.flight)
+        for each in [held[claim] for claim in lost & held.keys()]:
+            if not await self._database.run(partial(ledger.holds, run=each.run, worker=self._worker)):
+                self._let_go(each)
+        await self.look_after()
+
+    def _let_go(self, held: Held) -> None:
+        name = held.run.flight
+        if self._held.get(name) is held:
+            log.warning("another worker has %s now", name)
+            del self._held[name]
+            self._forget(name)
 
     def _forget(self, flight: str) -> None:
         for each in self._board.flights.known([flight]):
@@ -192,7 +216,8 @@ class Claims:
                 self._board.forget(live.job.id, Reason.MOVED)
 
     async def _rescue(self) -> None:
-        if time.monotonic() - self._failed_at < IDLE_SECONDS:
+        has_kept = self._wall() - self._kept_at < IDLE_SECONDS / 2
+        if not has_kept or time.monotonic() - self._failed_at < IDLE_SECONDS:
             return  # others may not have been able to keep theirs either
         if count := await self._streams.rescue(IDLE_SECONDS):
             log.warning("%d computations of a lost worker go to others", count)
@@ -202,19 +227,30 @@ class Claims:
     def record_ends(self, connection: Connection, flight: str, jobs: Sequence[Job]) -> list[Job]:
         """See `recorder.RecordEnds`: if this worker's turn lasts."""
         held = self._held.get(flight)
-        return [] if held is None else ledger.ended(connection, held.run, self._worker, jobs)
+        if held is None:
+            return []
+        written, held.is_wanted = ledger.ended(connection, held.run, self._worker, jobs)
+        return written
+
+    def judge(self, flight: str, reason: Reason, detail: str) -> tuple[Reason, str] | None:
+        """How a failure ends the jobs of a computation; None if another attempt is made at it, perhaps elsewhere."""
+        held = self._held.get(flight)
+        if held is None or reason not in WORTH_ANOTHER_ATTEMPT:
+            return reason, detail
+        if held.run.failed + 1 >= MAX_ATTEMPTS:
+            return Reason.DEAD_LETTER, f"failed {MAX_ATTEMPTS} times, the last time because {detail}"
+        self._background.spawn(self._return(self._held.pop(flight), has_failed=True))
+        return None
 
     def over(self, flight: str) -> None:
-        """Nobody waits for the computation here any more, and the table knows."""
+        """Nobody waits for the computation here any more."""
         held = self._held.pop(flight, None)
         if held is not None:
-            self._background.spawn(self._be_done(held))
+            self._background.spawn(self._return(held) if held.is_wanted else self._be_done(held))
 
     async def _be_done(self, held: Held) -> None:
         with suppress(Unavailable):  # else it goes to another, who finds that it is over
             await self._streams.done(held.claim)
-        for blob in held.run.earlier_blobs:
-            await self._delivery.discard_unless_recorded(blob, self._database)
 
     async def hand_back(self, within: float) -> int:
         """Take no more, and let others do what takes more than `within` seconds yet; return how much that is."""
@@ -229,7 +265,8 @@ class Claims:
         for flight in list(self._held):
             lasting = [each for each in self._board.flights.known([flight]) if not self._is_soon_done(each, within)]
             if lasting:
-                await self._return(self._held.pop(flight))
+                if (held := self._held.pop(flight, None)) is not None:
+                    await self._return(held)
                 self._forget(flight)
                 count += 1
         return count
@@ -238,10 +275,14 @@ class Claims:
         left = self._board.outlook.of(flight)[1]  # type: ignore[arg-type]
         return left is not None and left <= within
 
-    async def _return(self, held: Held) -> None:
+    async def _return(self, held: Held, has_failed: bool = False) -> None:
+        """Let another have it, if somebody waits."""
+        leave = partial(ledger.give_back, run=held.run, worker=self._worker, has_failed=has_failed)
         with suppress(Unavailable):  # else it is found to be kept by nobody
-            await self._database.run(partial(ledger.give_back, run=held.run, worker=self._worker))
-            await self._streams.give_back(held.claim)
+            if await self._database.run(leave):
+                await self._streams.give_back(held.claim)
+            else:
+                await self._be_done(held)
 
     async def stop(self, seconds: float) -> None:
         """Be done with what is over, for at most `seconds`."""

@@ -11,10 +11,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from observability.events import Event, RequestFinished, RequestStarted
+from observability.labels import Pool
 from service.engine.contract import Ready
 from service.jobs.board import Board
 from service.queue.news import Message, News, of_job
-from service.queue.roster import LIVES_SECONDS, MODEL, PROGRESS, Presence, dump, of_presence
+from service.queue.roster import LIVES_SECONDS, PROGRESS, Attendance, Presence
 
 log = logging.getLogger("safelight.queue")
 
@@ -25,14 +26,17 @@ ENDED: Message = {"ended": True}
 class Herald:
     """An observer; `ready` is None as long as the engine cannot work."""
 
-    def __init__(self, redis: Redis, news: News, worker: str, ready: Callable[[], Ready | None]) -> None:
+    def __init__(self, redis: Redis, news: News, worker: str, pool: Pool, ready: Callable[[], Ready | None]) -> None:
         self._redis = redis
+        self._attendance = Attendance(redis)
         self._news = news
         self._worker = worker
+        self._pool = pool
         self._ready = ready
         self._told: dict[str, int] = {}  # steps, by computation
         self._urgent: dict[str, Message] = {}
         self._wake = asyncio.Event()
+        self._leaving = False
         self._task: asyncio.Task[None] | None = None
 
     @singledispatchmethod
@@ -56,7 +60,7 @@ class Herald:
     async def _go_on(self, board: Board) -> None:
         loop = asyncio.get_running_loop()
         present_at = progress_at = -LIVES_SECONDS
-        while True:
+        while not self._leaving:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TELL_SECONDS)
             self._wake.clear()
@@ -76,14 +80,8 @@ class Herald:
                 log.exception("the fleet could not be told")
 
     async def _tell_presence(self) -> None:
-        ready = self._ready()
-        if ready is None:
-            return
-        text = dump(Presence.of(ready))
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(of_presence(self._worker), text, ex=int(LIVES_SECONDS))
-            pipe.set(MODEL, text)
-            await pipe.execute()
+        if (ready := self._ready()) is not None:
+            await self._attendance.tell(self._worker, self._pool, Presence.of(ready))
 
     async def _tell_progress(self, board: Board) -> None:
         """Of computations that went on since, in the hash for those who look and to those who watch."""
@@ -108,10 +106,12 @@ class Herald:
 
     async def stop(self) -> None:
         """Tell what has ended, and that this worker is here no more."""
+        self._leaving = True
+        self._wake.set()
         if self._task is not None:
-            self._task.cancel()
+            await self._task
         await self._news.tell(self._urgent)
         with suppress(RedisError):
-            await self._redis.delete(of_presence(self._worker))
+            await self._attendance.leave(self._worker, self._pool)
             if self._told:
                 await self._redis.hdel(PROGRESS, *self._told)

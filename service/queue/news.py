@@ -38,8 +38,11 @@ class News:
     """Sends messages, and listens on one connection to as many channels as are wanted."""
 
     def __init__(self, url: str) -> None:
-        self._redis = Redis.from_url(url, decode_responses=True, socket_connect_timeout=REPLY_SECONDS)
+        options: dict[str, Any] = {"decode_responses": True, "socket_connect_timeout": REPLY_SECONDS}
+        self._redis = Redis.from_url(url, socket_timeout=REPLY_SECONDS, **options)
+        self._ears = Redis.from_url(url, socket_timeout=REPLY_SECONDS, **options)
         self._inboxes: dict[str, set[Inbox]] = {}
+        self._heard: set[str] = set()  # redis-py knows only later that it hears a channel no more
         self._pubsub: PubSub | None = None
         self._changing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -56,6 +59,7 @@ class News:
                 await self._task
         self.wake()
         await self._redis.aclose()
+        await self._ears.aclose()
 
     async def tell(self, messages: Mapping[str, Message]) -> None:
         """Send a message to each of these channels; what cannot be sent is lost."""
@@ -68,12 +72,8 @@ class News:
             log.debug("a message is lost: %s", error)
 
     async def listeners(self, *channels: str) -> list[int]:
-        """How many processes listen to each channel; 0 while Redis is away."""
-        try:
-            found = await self._redis.pubsub_numsub(*channels)
-        except RedisError:
-            return [0] * len(channels)
-        return [count for _, count in found]
+        """How many processes listen to each channel. Raises `RedisError` while Redis is away."""
+        return [count for _, count in await self._redis.pubsub_numsub(*channels)]
 
     def listens(self, channel: str) -> int:
         """How many listen to the channel in this process."""
@@ -98,19 +98,22 @@ class News:
         async with self._changing:
             if self._pubsub is None:
                 return  # it will when it is connected again
-            is_wanted, is_heard = channel in self._inboxes, channel in self._pubsub.channels
-            with suppress(RedisError):
+            is_wanted, is_heard = channel in self._inboxes, channel in self._heard
+            with suppress(RedisError):  # else everything is heard anew
                 if is_wanted and not is_heard:
+                    self._heard.add(channel)
                     await self._pubsub.subscribe(channel)
                 elif is_heard and not is_wanted:
+                    self._heard.discard(channel)
                     await self._pubsub.unsubscribe(channel)
 
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub() as pubsub:
+                async with self._ears.pubsub() as pubsub:
                     async with self._changing:
-                        await pubsub.subscribe(QUIET, *self._inboxes)
+                        self._heard = set(self._inboxes)
+                        await pubsub.subscribe(QUIET, *self._heard)
                         self._pubsub = pubsub
                     self.wake()
                     while True:

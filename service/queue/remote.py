@@ -7,9 +7,11 @@ the table.
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +33,7 @@ from service.queue import ledger
 from service.queue.news import News, of_job, of_worker
 from service.queue.roster import PROGRESS, Roster
 from service.queue.streams import RETRY_SECONDS, Streams
+from service.scaling.policy import Load
 from service.storage.database import Database
 
 log = logging.getLogger("safelight.queue")
@@ -38,6 +41,7 @@ log = logging.getLogger("safelight.queue")
 LOOK_SECONDS = 1.0
 RECONCILE_SECONDS = 5.0
 SETTLE_SECONDS = 0.1
+PRESSING = 3.0  # times the seconds that a computation takes: one that has less left is urgent
 UNSURE_SECONDS = 10.0  # between looks at the record of a job of which nothing is heard
 
 
@@ -72,6 +76,8 @@ class FleetBacklog:
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._known_ready: object = None
+        self._pressed: set[str] = set()  # computations of which the queue has been told that their time is short
+        self._unknown: Set[str | bytes] = set()  # computations of which progress is told, and nothing else known
 
     def start(self) -> None:
         """Look, expire and reconcile from now on."""
@@ -86,41 +92,57 @@ class FleetBacklog:
             self._known_ready = self._roster.ready
             self._estimator.ready(self._roster.ready)
         self._estimator.workers = max(1, len(self._roster.workers))
+        before = set(self._live)  # what comes while the table is read may not be in what is read
         unfinished = await self._database.run(table.unfinished)
         now = self._wall()
+        here = {job.id: job for job in unfinished if job.expires_at > now}
+        for gone in before - here.keys():
+            self._leave(gone)
+        for job in here.values():
+            self._see(job)
         for job in unfinished:
             if job.expires_at <= now:
                 await self.end(job.id, JobState.EXPIRED, Reason.DEADLINE)
-        here = {job.id: job for job in unfinished}
-        for gone in self._live.keys() - here.keys():
-            self._leave(gone)
-        for job in unfinished:
-            self._see(job)
         progress = await self._told()
         for flight in self._flights:
             told = progress.get(flight.id)
             flight.has_started = told is not None
             flight.steps_done = json.loads(told)["steps"] if told is not None else 0
             flight.slots = flight.params.num_images if flight.has_started else 0
+        await self._press(now)
         self._outlook.changed()
-        self._observer.observe(self._flights.queue())
+        self._observer.observe(replace(self._flights.queue(), running=0))  # its workers tell
+
+    async def _press(self, now: float) -> None:
+        """What has hardly the time yet that it takes goes before most that wait, and to workers that stay."""
+        waiting = {flight.id: flight for flight in self._flights if not flight.has_started}
+        self._pressed &= waiting.keys()
+        for name in waiting.keys() - self._pressed:
+            flight = waiting[name]
+            seconds = self._outlook.seconds_alone(flight.params)
+            left = min((live.job.expires_at for live in flight.members.values()), default=math.inf) - now
+            if seconds is not None and left < PRESSING * seconds:
+                await self._streams.raise_to(name, Priority.HIGH)
+                self._pressed.add(name)
 
     async def _told(self) -> Mapping[str | bytes, str | bytes]:
         """What workers told last, by computation; what is of none any more, since its worker died, is forgotten."""
         try:
             progress = await self._redis.hgetall(PROGRESS)
-            if over := progress.keys() - {flight.id for flight in self._flights}:
+            unknown = progress.keys() - {flight.id for flight in self._flights}
+            if over := unknown & self._unknown:  # for two looks: it is not just new
                 await self._redis.hdel(PROGRESS, *over)  # a worker that lives tells again
+            self._unknown = unknown
         except RedisError as error:
             raise Unavailable("the queue cannot be reached", retry_after=RETRY_SECONDS) from error
         return progress
 
     def _see(self, job: Job) -> None:
-        live = self._live.get(job.id)
-        if live is not None:
+        live, name = self._live.get(job.id), job.flight or job.id
+        if live is not None and live.flight.id == name:
             live.job = job
             return
-        name = job.flight or job.id
+        self._leave(job.id)  # it has another computation now
         entered = self._clock() - max(0.0, self._wall() - job.created_at)
         flight = self._flights.joinable(name)
         if flight is None:
@@ -135,13 +157,25 @@ class FleetBacklog:
             live.flight.members.pop(job_id, None)
             if not live.flight.members:
                 self._flights.remove(live.flight)
+            self._outlook.changed()
 
     async def _reconcile(self) -> None:
         """Whatever jobs wait for is in the queue, whoever died between the table and the queue."""
         found = await self._database.run(partial(ledger.waited_for, before=self._wall() - RECONCILE_SECONDS))
-        for flight, priority in found:
-            if await self._streams.put(flight, priority):
-                log.warning("computation %s was in the table and not in the queue", flight)
+        for flight in await self._streams.put_all(found):
+            log.warning("computation %s was in the table and not in the queue", flight)
+
+    def load(self) -> Load:
+        """What the fleet has to do."""
+        waiting = [flight for flight in self._flights if not flight.has_started]
+        taken = sum(flight.params.num_images for flight in self._flights if flight.has_started)
+        waited = sorted(self._clock() - flight.entered_at for flight in waiting)
+        return Load(
+            workers=len(self._roster.workers),
+            occupancy=min(1.0, taken / self._roster.slots) if self._roster.slots else 0.0,
+            waiting_seconds=sum(map(self._estimator.work, waiting)),
+            waited_p95=waited[math.ceil(0.95 * len(waited)) - 1] if waited else 0.0,
+        )
 
     # Accepting
 
@@ -185,11 +219,14 @@ class FleetBacklog:
 
     async def _join(self, job: Job) -> None:
         assert job.flight is not None, "placed"
-        worker = await self._database.run(partial(ledger.worker_of, flight=job.flight))
+        maker = await self._database.run(partial(ledger.maker_of, flight=job.flight))
+        if maker is None:
+            return
+        worker, priority = maker
         if worker is not None:
             await self._news.tell({of_worker(worker): {"joined": job.flight}})
-        elif job.priority is Priority.HIGH:
-            await self._streams.raise_to(job.flight, job.priority)
+        else:
+            await self._streams.raise_to(job.flight, priority)
 
     # Looking
 
@@ -260,7 +297,10 @@ class FleetBacklog:
         if self._news.listens(of_job(job_id)):
             return True
         await asyncio.sleep(SETTLE_SECONDS)  # Redis may not have heard yet that whoever waited here is gone
-        (processes,) = await self._news.listeners(of_job(job_id))
+        try:
+            (processes,) = await self._news.listeners(of_job(job_id))
+        except RedisError:
+            return True  # perhaps
         return processes > 0
 
     # Ending
@@ -273,7 +313,11 @@ class FleetBacklog:
         now = self._wall()
         detail = too_late(job) if state is JobState.EXPIRED else None
         over = job.but(state=state, reason=reason, detail=detail, finished_at=now)
-        is_mine, worker, is_wanted = await self._database.run(partial(ledger.end, job=over))
+        record = partial(ledger.end, job=over)
+        try:
+            is_mine, worker, is_wanted = await self._database.run(record)
+        except Unavailable:  # perhaps it is recorded, and only the answer was lost
+            is_mine, worker, is_wanted = await self._database.run(record)
         if not is_mine:
             return False
         self._observer.observe(telling.finished(over, now - job.created_at))

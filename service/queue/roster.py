@@ -1,22 +1,49 @@
 """Who works in a fleet, as each worker says in Redis by a key that soon expires."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from observability.events import WorkersSeen
+from observability.labels import Pool
+from observability.observer import Observer
 from service.core import Size
 from service.engine.contract import Ready
-from service.queue.streams import PREFIX
+from service.queue.streams import PREFIX, WORKERS
 
 log = logging.getLogger("safelight.queue")
 
 LIVES_SECONDS = 8.0  # a worker that has not said for so long that it lives
 LOOK_SECONDS = 1.0
+PRESENCES = f"{PREFIX}:presences"  # what each worker says of itself
 MODEL = f"{PREFIX}:model"  # what the last worker that came up said, for times without any
 PROGRESS = f"{PREFIX}:progress"  # by computation: its steps and seconds left
+
+# KEYS: workers, presences, model. ARGV: worker, for how many seconds, what it says.
+TELL = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+redis.call('SET', KEYS[3], ARGV[3])
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  redis.call('ZREM', KEYS[1], gone)
+  redis.call('HDEL', KEYS[2], gone)
+end
+"""
+
+# KEYS: workers, presences, model. What the last one said, then each worker that lives and what it says.
+LOOK = """
+local found = {redis.call('GET', KEYS[3]) or ''}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], redis.call('TIME')[1], '+inf')) do
+  found[#found + 1] = name
+  found[#found + 1] = redis.call('HGET', KEYS[2], name) or ''
+end
+return found
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +66,29 @@ class Presence:
 PRESENCE = TypeAdapter(Presence)
 
 
-def dump(presence: Presence) -> str:
-    """As JSON."""
-    return PRESENCE.dump_json(presence).decode()
+class Attendance:
+    """Who is there, as Redis has it. Every method raises `RedisError` while it is away."""
 
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._tell = redis.register_script(TELL)
+        self._look = redis.register_script(LOOK)
 
-def of_presence(worker: str) -> str:
-    """The key of a worker."""
-    return f"{PREFIX}:worker:{worker}"
+    async def tell(self, worker: str, pool: Pool, presence: Presence) -> None:
+        """The worker is there, for the next `LIVES_SECONDS`."""
+        text = PRESENCE.dump_json(presence).decode()
+        await self._tell(keys=[WORKERS, PRESENCES, MODEL], args=[f"{pool}:{worker}", int(LIVES_SECONDS), text])
+
+    async def leave(self, worker: str, pool: Pool) -> None:
+        """It is there no more."""
+        await self._redis.zrem(WORKERS, f"{pool}:{worker}")
+        await self._redis.hdel(PRESENCES, f"{pool}:{worker}")
+
+    async def look(self) -> tuple[Presence | None, dict[str, Presence]]:
+        """What the last worker said that came up, and who is there, by pool and name."""
+        last, *rest = await self._look(keys=[WORKERS, PRESENCES, MODEL])
+        said = {name: _presence(text) for name, text in zip(rest[::2], rest[1::2], strict=True)}
+        return _presence(last), {name: each for name, each in said.items() if each is not None}
 
 
 class Roster:
@@ -54,8 +96,9 @@ class Roster:
 
     is_alive = True  # the process of the API; its workers tell of themselves
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, observer: Observer) -> None:
+        self._attendance = Attendance(redis)
+        self._observer = observer
         self.workers: dict[str, Presence] = {}
         self._said: Presence | None = None
         self.ready: Ready | None = None
@@ -67,19 +110,23 @@ class Roster:
         """Whether requests can be judged and queued."""
         return self.ready is not None
 
+    @property
+    def slots(self) -> int:
+        """Pictures of the model's own size that all workers make at once."""
+        readies = [each.restored() for each in self.workers.values()]
+        return sum(each.profile.cap(each.info.default_size) for each in readies)
+
     async def look(self) -> None:
         """See who is there now."""
         try:
-            names = [name async for name in self._redis.scan_iter(match=of_presence("*"), count=1000)]
-            texts = await self._redis.mget([MODEL, *names])
+            last, self.workers = await self._attendance.look()
         except RedisError as error:
             if self.is_ready:
                 log.warning("the queue cannot be reached: %s", error)
             self.ready, self.what_is_missing = None, "the queue cannot be reached"
             return
-        found = dict(zip(["", *names], map(_presence, texts), strict=True))
-        last = found.pop("")
-        self.workers = {name.removeprefix(of_presence("")): each for name, each in found.items() if each is not None}
+        counts = Counter(name.partition(":")[0] for name in self.workers)
+        self._observer.observe(WorkersSeen({pool: counts[pool] for pool in Pool}))
         known = next(iter(self.workers.values()), last)
         if known is None:
             self.what_is_missing = "no worker has been there yet, and so no model is known"
@@ -87,9 +134,9 @@ class Roster:
             self.ready, self._said = known.restored(), known
 
 
-def _presence(text: str | bytes | None) -> Presence | None:
+def _presence(text: str) -> Presence | None:
     try:
-        return None if text is None else PRESENCE.validate_json(text)
+        return PRESENCE.validate_json(text) if text else None
     except ValidationError:
         log.warning("a worker of another version says what cannot be read")
         return None

@@ -26,7 +26,7 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from service.errors import StartupError, Unavailable
 
@@ -34,6 +34,8 @@ log = logging.getLogger("safelight.database")
 
 T = TypeVar("T")
 
+# That PostgreSQL is away shows soon: seconds, milliseconds, milliseconds.
+SOON = {"connect_timeout": 2, "tcp_user_timeout": 5000, "options": "-c statement_timeout=30000"}
 PREPARING = 7_245_331  # of an advisory lock: any number that nobody else takes
 
 metadata = MetaData()
@@ -74,8 +76,8 @@ jobs = Table(
     Index("jobs_by_flight", "flight"),
     Index("jobs_by_cache_key", "cache_key"),
 )
-# In a fleet, a computation that unfinished jobs wait for: the worker that has it, how many have had it, and how many of
-# those were lost over it.
+# In a fleet, a computation that unfinished jobs wait for: the worker that has it, how many have had it, and of those
+# how many were lost over it, and how many failed without its being to blame.
 flights = Table(
     "flights",
     metadata,
@@ -85,6 +87,7 @@ flights = Table(
     Column("worker", String(64)),
     Column("runs", Integer, nullable=False),
     Column("lost", Integer, nullable=False),
+    Column("failed", Integer),
 )
 idempotency = Table(
     "idempotency_keys",
@@ -119,7 +122,8 @@ class Database:
             is_sqlite = parsed.get_backend_name() == "sqlite"
             if is_sqlite and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self._engine = create_engine(url, pool_pre_ping=not is_sqlite, hide_parameters=True)  # they have prompts
+            options: dict[str, Any] = {} if is_sqlite else {"pool_pre_ping": True, "connect_args": SOON}
+            self._engine = create_engine(url, hide_parameters=True, **options)  # parameters have prompts
             if is_sqlite:
                 event.listen(self._engine, "connect", _configure_sqlite)
                 event.listen(self._engine, "begin", _begin_sqlite)
@@ -128,6 +132,15 @@ class Database:
             first_line = str(error).splitlines()[0]
             raise StartupError(f"SAFELIGHT_DATABASE_URL: the database cannot be opened: {first_line}") from error
         self._threads = ThreadPoolExecutor(1 if is_sqlite else 8, thread_name_prefix="safelight-database")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a server."""
+        return self._engine.dialect.name != "sqlite"
+
+    async def check(self) -> None:
+        """Look whether it answers. Raises `Unavailable`."""
+        await self.run(lambda connection: connection.execute(text("SELECT 1")))
 
     @property
     def engine(self) -> Engine:
@@ -146,8 +159,10 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 return work(connection)
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, InternalError) as error:
             log.exception("a database transaction failed")
+            if isinstance(error, InternalError):  # this server takes no changes any more; another may
+                self._engine.dispose()
             raise Unavailable("the database cannot be used at the moment", retry_after=5) from error
 
     def close(self) -> None:

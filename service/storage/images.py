@@ -1,43 +1,74 @@
 """Finished pictures in any fsspec file system: a folder, S3, ..."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import fsspec
 
 from service.core import ImageFormat
-from service.errors import StartupError
+from service.errors import StartupError, Unavailable
+
+T = TypeVar("T")
+
+URL_SECONDS = 300
+RETRY_SECONDS = 5
+# S3 alone: it has to say soon that it is away, and listings that are kept would not see what other processes wrote.
+S3: dict[str, Any] = {
+    "config_kwargs": {"connect_timeout": 1, "read_timeout": 10, "retries": {"max_attempts": 1}},
+    "use_listings_cache": False,
+}
 
 
 class ImageStore:
     """Pictures by blob id and number. Methods block and are called in threads.
 
-    Raises `FileNotFoundError` for a picture that is not there, and the file system's own `OSError`s.
+    Raises `FileNotFoundError` for a picture that is not there, and `Unavailable` while the store cannot be used.
     """
 
     def __init__(self, url: str) -> None:
+        self.is_remote = "://" in url and not url.startswith("file:")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs, self._root = fsspec.core.url_to_fs(url, **(S3 if url.startswith("s3:") else {}))
             self._fs.makedirs(self._root, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # each file system has errors of its own
             raise StartupError(f"SAFELIGHT_STORAGE_URL: {url!r} cannot be used: {error}") from error
 
     def put(self, blob: str, pictures: Sequence[bytes], output_format: ImageFormat) -> None:
         """Write all pictures of a blob, over older ones of the same id."""
-        self._fs.makedirs(self._folder(blob), exist_ok=True)
+        self._try(self._fs.makedirs, self._folder(blob), exist_ok=True)
         for index, data in enumerate(pictures):
-            self._fs.pipe_file(self._path(blob, index, output_format), data)
+            self._try(self._fs.pipe_file, self._path(blob, index, output_format), data)
 
     def get(self, blob: str, index: int, output_format: ImageFormat) -> bytes:
         """The bytes of one picture."""
-        data: bytes = self._fs.cat_file(self._path(blob, index, output_format))
-        return data
+        return bytes(self._try(self._fs.cat_file, self._path(blob, index, output_format)))
+
+    def url(self, blob: str, index: int, output_format: ImageFormat) -> str | None:
+        """An address at which the store gives the picture to anybody for `URL_SECONDS`; None if it has none."""
+        try:
+            return str(self._try(self._fs.sign, self._path(blob, index, output_format), expiration=URL_SECONDS))
+        except NotImplementedError:
+            return None
 
     def delete(self, blob: str) -> None:
         """Remove a blob; one that is not there is no error."""
         try:
-            self._fs.rm(self._folder(blob), recursive=True)
+            self._try(self._fs.rm, self._folder(blob), recursive=True)
         except FileNotFoundError:
             return
+
+    def check(self) -> None:
+        """Look whether the store answers."""
+        self._try(self._fs.exists, f"{self._root}/none")
+
+    def _try(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        try:
+            return call(*arguments, **named)
+        except (FileNotFoundError, NotImplementedError):
+            raise
+        except Exception as error:
+            detail = f"the pictures' store cannot be used at the moment: {type(error).__name__}"
+            raise Unavailable(detail, retry_after=RETRY_SECONDS) from error
 
     def _folder(self, blob: str) -> str:
         return f"{self._root}/{blob[:2]}/{blob}"

@@ -14,7 +14,7 @@ from tests.compose.conftest import SERVICES, Compose, health, run
 PATIENCE = 180.0
 
 
-@pytest.mark.parametrize("profile", ["", "gpu", "demo-gpu"])
+@pytest.mark.parametrize("profile", ["", "gpu", "demo-gpu", "scale"])
 @pytest.mark.parametrize("load", ["", "1"])
 def test_every_profile_is_accepted(profile: str, load: str) -> None:
     """By docker-compose itself, with what the profile adds."""

@@ -13,6 +13,7 @@ from service.settings import PREFIX, Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SCALE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.scale.yml").read_text())["services"]
 PROFILES = ("cpu", "gpu", "demo-gpu")
 VERSION = re.compile(r"\$\{[A-Z_]+:-[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*\}")
 PUBLISHED = {"api": 8000, "inbox": 8002, "grafana": 3000}
@@ -118,3 +119,23 @@ def test_dcgm_tells_what_rules_read() -> None:
         named = [set(re.findall(r"DCGM_\w+", each)) for each in source.dcgm]
         assert any(names <= counters for names in named), source.name
     assert all(len(line.split(", ", 2)) == 3 for line in lines if not line.startswith("#"))
+
+
+def test_a_fleet_is_whole() -> None:
+    """Its settings exist, its parts are confined as all others, and its targets are services; workers have no list."""
+    listed = yaml.safe_load((ROOT / "prometheus" / "targets" / "scale.yml").read_text())
+    targets = {target.partition(":")[0] for each in listed for target in each["targets"]}
+    assert targets == in_profile("cpu") | {"redis-exporter", "postgres-exporter"}
+    settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in ("api", "worker"):
+        assert {each for each in SCALE[name]["environment"] if each.startswith(PREFIX)} <= settings
+        assert SCALE[name]["environment"]["SAFELIGHT_QUEUE_URL"] == "redis://redis:6379"
+    for name, each in SCALE.items():
+        if name != "api":
+            assert each["cap_drop"] == ["ALL"], name
+            assert each["read_only"] is True, name
+            assert {"mem_limit", "cpus", "restart"} <= each.keys(), name
+            assert "ports" not in each, name
+        for other in each.get("depends_on", {}):
+            assert "healthcheck" in SCALE[other], name
+    assert "yes" in SCALE["redis"]["command"], "an append-only file"

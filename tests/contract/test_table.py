@@ -87,7 +87,8 @@ def test_pages_are_cut_at_the_cursor(database: Database) -> None:
 
     def page(before: tuple[float, str] | None, *states: JobState) -> list[str]:
         return [
-            job.id for job in database.run_here(lambda connection: table.page(connection, states, 2, before, since=2.0))
+            job.id
+            for job in database.run_here(lambda connection: table.page(connection, states, (), 2, before, since=2.0))
         ]
 
     assert page(None) == ["c", "b"]

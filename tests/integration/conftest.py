@@ -1,39 +1,110 @@
-"""Servers that several tests of a module share; tests that need their own settings start their own."""
+"""Servers that several tests of a module share; tests that need their own settings start their own.
 
-from collections.abc import Iterator
+A module that says `IN_BOTH_SETTINGS` runs twice: on one process, and on a fleet.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.server import Server, serving
+from tests.support.place import Alone, Fleet, Place
+from tests.support.postgresql import PostgresServer, postgresql
+from tests.support.redis import redis
+from tests.support.s3 import S3Server, s3
+from tests.support.server import Server
 
 FAKE = "fake:?step_ms=20&fail=poison&crash=landmine"
 # A job that lasts far longer than any look at it: 400 steps of 20 ms with two slots, or 800 with one.
 LONG: dict[str, Any] = {"num_images": 8, "num_inference_steps": 100}
 
+Places = Callable[[Path], Any]  # a place in a folder, as a context
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Which settings a module runs in."""
+    if "setting" in metafunc.fixturenames:
+        both = getattr(metafunc.module, "IN_BOTH_SETTINGS", False)
+        metafunc.parametrize("setting", ["alone", "fleet"] if both else ["alone"], indirect=True, scope="module")
+
 
 @pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def setting(request: pytest.FixtureRequest) -> str:
+    """`alone` or `fleet`."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL for all fleets."""
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def storage_server() -> Iterator[S3Server]:
+    """A store for all fleets."""
+    with s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def places(request: pytest.FixtureRequest, setting: str) -> Places:
+    """Makes places of the setting."""
+
+    @contextmanager
+    def place(folder: Path) -> Iterator[Place]:
+        if setting == "alone":
+            yield Alone(folder)
+            return
+        servers = request.getfixturevalue("database_server"), request.getfixturevalue("storage_server")
+        with redis(folder / "redis") as queue:
+            yield Fleet(folder / "data", queue, *servers)
+
+    return place
+
+
+@pytest.fixture(scope="module")
+def fake(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the fake model."""
-    with serving(tmp_path_factory.mktemp("fake"), model=FAKE, max_batch=2) as server:
+    with places(tmp_path_factory.mktemp("fake")) as place, place.serving(model=FAKE, max_batch=2) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def sequential(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def sequential(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that runs one picture at a time, so that the order of the queue is the order of starts."""
-    with serving(tmp_path_factory.mktemp("sequential"), model=FAKE, batching="sequential") as server:
+    folder = tmp_path_factory.mktemp("sequential")
+    with places(folder) as place, place.serving(model=FAKE, batching="sequential") as server:
         yield server
+
+
+@pytest.fixture
+def place(places: Places, tmp_path: Path) -> Iterator[Place]:
+    """A place of the test's own."""
+    with places(tmp_path) as found:
+        yield found
 
 
 @contextmanager
 def held(server: Server) -> Iterator[None]:
     """`server.held()`, once the engine of a shared server has left the batch of a job that was cancelled."""
-    server.generate(params={"wait": 60}, expect=200, prompt="all before is over", num_inference_steps=1, cache=False)
+    server.settle()
     with server.held():
         yield
+
+
+@contextmanager
+def busy(server: Server, **first: Any) -> Iterator[list[str]]:
+    """Every engine holds as many pictures as it can, and makes no step; the ids of the jobs.
+
+    The first of them is over soon after, if it is made so.
+    """
+    with held(server):
+        bodies = [{"prompt": f"blocker {n}", **LONG, **(first if n == 0 else {})} for n in range(server.engines)]
+        yield [server.start(**body)["job_id"] for body in bodies]
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.server import Server
 
+IN_BOTH_SETTINGS = True
+
 JSON = {"content-type": "application/json"}
 
 

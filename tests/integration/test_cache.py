@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.conftest import FAKE, held
-from tests.support.server import Server, serving, until
+from tests.integration.conftest import FAKE, Places, busy, held
+from tests.support.place import Place
+from tests.support.server import Server, until
+
+IN_BOTH_SETTINGS = True
 
 
 def finished(server: Server, **body: Any) -> dict[str, Any]:
@@ -102,14 +104,15 @@ def test_cancelling_the_first_of_a_shared_computation_spares_the_others(fake: Se
 
 def test_an_urgent_twin_pulls_the_shared_computation_forward(sequential: Server) -> None:
     """A high-priority request that joins a waiting low one makes it urgent."""
-    with held(sequential):
-        sequential.start(prompt="blocker", num_inference_steps=1)
+    with busy(sequential, num_images=1, num_inference_steps=1) as blockers:
         low = sequential.generate(prompt="twin", seed=1, priority="low", num_inference_steps=2)
         normal = sequential.generate(prompt="between", num_inference_steps=3)
         high = sequential.generate(prompt="twin", seed=1, priority="high", num_inference_steps=2)
         assert {sequential.job(job["job_id"])["status"] for job in (low, normal, high)} == {"pending"}
     started = [sequential.await_status(job["job_id"], "completed")["started_at"] for job in (low, high, normal)]
     assert max(started[:2]) < started[2]
+    for job in blockers[1:]:
+        sequential.client.delete(f"/jobs/{job}")
 
 
 def post(server: Server, key: str, **body: Any) -> Any:
@@ -145,9 +148,9 @@ def test_racing_requests_with_one_key_make_one_job(fake: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def varied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def varied(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that gives requests without a seed one of three earlier answers."""
-    with serving(tmp_path_factory.mktemp("varied"), model=FAKE, cache_variants=3) as server:
+    with places(tmp_path_factory.mktemp("varied")) as place, place.serving(model=FAKE, cache_variants=3) as server:
         yield server
 
 
@@ -171,45 +174,45 @@ def test_a_given_seed_is_never_answered_with_another(varied: Server) -> None:
     assert finished(varied, prompt="seeded", seed=123)["parameters"]["seed"] == 123
 
 
-def test_the_cache_survives_a_restart(data_dir: Path) -> None:
+def test_the_cache_survives_a_restart(place: Place) -> None:
     """It is as durable as the jobs."""
-    with serving(data_dir, model=FAKE) as server:
+    with place.serving(model=FAKE) as server:
         first = finished(server, seed=1)
         server.stop()
-    with serving(data_dir, model=FAKE) as server:
+    with place.serving(model=FAKE) as server:
         again = finished(server, seed=1)
         assert again["cached"] is True
         assert server.client.get(again["image_url"]).status_code == 200
         assert server.client.get(first["image_url"]).status_code == 200
 
 
-def test_another_model_does_not_get_the_old_answers(data_dir: Path) -> None:
+def test_another_model_does_not_get_the_old_answers(place: Place) -> None:
     """The model's revision is part of the key."""
-    with serving(data_dir, model=FAKE) as server:
+    with place.serving(model=FAKE) as server:
         finished(server, seed=1)
         server.stop()
-    with serving(data_dir, model=FAKE + "&size=72") as server:
+    with place.serving(model=FAKE + "&size=72") as server:
         assert finished(server, seed=1, width=64, height=64)["cached"] is False
 
 
-def test_a_cached_answer_outlives_the_job_that_made_it(data_dir: Path) -> None:
+def test_a_cached_answer_outlives_the_job_that_made_it(place: Place) -> None:
     """Deleting the job leaves its pictures to the cache, which answers from them."""
-    with serving(data_dir, model=FAKE) as server:
+    with place.serving(model=FAKE) as server:
         first = finished(server, prompt="x", seed=1)
         picture = server.client.get(first["image_url"]).content
         server.stop()
-    with serving(data_dir, model=FAKE, retention_seconds=0.2) as server:
+    with place.serving(model=FAKE, retention_seconds=0.2) as server:
         until(lambda: server.recorded(first["job_id"]) is None)
         server.stop()
-    with serving(data_dir, model=FAKE) as server:
+    with place.serving(model=FAKE) as server:
         assert server.client.get(f"/jobs/{first['job_id']}").status_code == 404
         again = finished(server, prompt="x", seed=1)
         assert again["cached"] is True
         assert server.client.get(again["image_url"]).content == picture
 
 
-def test_a_cache_of_no_bytes_is_off(data_dir: Path) -> None:
+def test_a_cache_of_no_bytes_is_off(place: Place) -> None:
     """`SAFELIGHT_CACHE_MAX_BYTES=0` computes every answer."""
-    with serving(data_dir, model=FAKE, cache_max_bytes=0) as server:
+    with place.serving(model=FAKE, cache_max_bytes=0) as server:
         finished(server, seed=1)
         assert finished(server, seed=1)["cached"] is False

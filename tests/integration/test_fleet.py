@@ -15,10 +15,10 @@ from PIL import Image
 from websockets.sync.client import connect
 
 from tests.support.fleet import Fleet, fleet
-from tests.support.server import Server, until
+from tests.support.server import PATIENCE, Server, until
 
 LONG = {"num_images": 2, "num_inference_steps": 100, "cache": False}
-SLOW = "fake:?step_ms=100"
+SLOW = "fake:?step_ms=200"
 Pair = tuple[Server, Server]
 
 
@@ -125,11 +125,11 @@ def test_a_client_that_leaves_cancels_its_job(apis: Pair) -> None:
 
 
 @contextmanager
-def busy(folder: Path) -> Iterator[tuple[Server, list[str], Server, Server]]:
+def busy(folder: Path, **settings: object) -> Iterator[tuple[Server, list[str], Server, Server]]:
     """An API, two long jobs, the worker that makes them, and another that idles."""
     with fleet(folder, SLOW) as made:
         api = made.api()
-        worker = made.worker().await_ready()
+        worker = made.worker(**settings).await_ready()
         api.await_ready()
         jobs = [api.start(num_inference_steps=100, cache=False)["job_id"] for _ in range(2)]
         yield api, jobs, worker, made.worker().await_ready()
@@ -146,10 +146,16 @@ def test_a_dead_workers_jobs_run_again_in_time(tmp_path: Path) -> None:
             api.await_status(job, "completed")
 
 
-def test_a_worker_that_has_to_leave_hands_its_jobs_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told", ["by a signal", "by notice"])
+def test_a_worker_that_has_to_leave_hands_its_jobs_over(tmp_path: Path, is_told: str) -> None:
     """At once, and they do not count against it; it ends with status 0."""
-    with busy(tmp_path) as (api, jobs, leaving, other):
-        assert leaving.stop() == 0
+    notice = tmp_path / "notice"
+    with busy(tmp_path, spot_notice=notice) as (api, jobs, leaving, other):
+        if is_told == "by notice":
+            notice.touch()
+            assert leaving.process.wait(PATIENCE) == 0
+        else:
+            assert leaving.stop() == 0
         until(lambda: other.metric("safelight_steps_total") > 0)
         for job in jobs:
             api.await_status(job, "completed")
@@ -179,7 +185,7 @@ def test_a_fleet_without_its_queue_says_so_and_recovers(tmp_path_factory: pytest
         api = made.api()
         worker = made.worker().await_ready()
         api.await_ready()
-        job = api.start(num_inference_steps=100, cache=False)
+        job = api.start(num_images=8, num_inference_steps=100, cache=False)
         made.redis.kill()
         until(lambda: api.client.get("/health/ready").status_code == 503)
         began = time.monotonic()

@@ -1,7 +1,6 @@
 """The life of a job over the socket: accepted, followed, finished, looked at, cancelled."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +9,12 @@ from PIL import Image
 from observability.labels import Stage
 from service.engine.contract import Picture
 from service.engine.fake import colour
-from tests.integration.conftest import FAKE, LONG, held
+from tests.integration.conftest import FAKE, LONG, busy, held
 from tests.support import build
-from tests.support.server import Server, serving
+from tests.support.place import Place
+from tests.support.server import Server, until
+
+IN_BOTH_SETTINGS = True
 
 
 def pixel(data: bytes) -> tuple[int, ...]:
@@ -67,18 +69,17 @@ def test_a_drawn_seed_gives_the_same_picture_again(fake: Server) -> None:
 
 def test_a_waiting_job_knows_its_place_and_can_be_cancelled(fake: Server) -> None:
     """Queue positions count from 0; a cancelled job is gone from the queue, and cancelling it twice is a 409."""
-    with held(fake):
-        running = fake.start(prompt="long", **LONG)
+    with busy(fake) as running:
         first, second = fake.generate(prompt="first"), fake.generate(prompt="second")
+        until(lambda: fake.metric("safelight_queue_depth", priority="normal") == 2)
         assert fake.job(first["job_id"])["queue_position"] == 0
         assert fake.job(second["job_id"])["queue_position"] == 1
         assert fake.job(second["job_id"])["estimated_time"] >= fake.job(first["job_id"])["estimated_time"] > 0
-        assert fake.metric("safelight_queue_depth", priority="normal") == 2
         assert fake.client.delete(f"/jobs/{first['job_id']}").json()["status"] == "cancelled"
         assert fake.job(second["job_id"])["queue_position"] == 0
         assert fake.client.delete(f"/jobs/{first['job_id']}").status_code == 409
-        for job in (running, second):
-            assert fake.client.delete(f"/jobs/{job['job_id']}").status_code == 200
+        for job in (*running, second["job_id"]):
+            assert fake.client.delete(f"/jobs/{job}").status_code == 200
 
 
 def test_a_running_job_leaves_at_the_next_step(fake: Server) -> None:
@@ -111,9 +112,9 @@ def test_a_job_past_its_time_expires(fake: Server) -> None:
     fake.generate(params={"wait": 60}, expect=200, prompt="engine is free", num_inference_steps=1)
 
 
-def test_a_failing_job_fails_alone(data_dir: Path) -> None:
+def test_a_failing_job_fails_alone(place: Place) -> None:
     """Its mates in the same batch complete; the failure has a bounded reason and shows no prompt."""
-    with serving(data_dir, model=FAKE) as server:
+    with place.serving(model=FAKE) as server:
         with server.held():
             blocker = server.start(prompt="blocker", num_inference_steps=50)
             poison = server.generate(prompt="poison and secret", num_inference_steps=3)
@@ -130,13 +131,14 @@ def test_a_failing_job_fails_alone(data_dir: Path) -> None:
 
 def test_high_priority_goes_first(sequential: Server) -> None:
     """Of jobs that wait, the urgent one starts before an older one."""
-    with held(sequential):
-        sequential.start(prompt="blocker", num_inference_steps=1)
+    with busy(sequential, num_images=1, num_inference_steps=1) as blockers:
         low = sequential.generate(prompt="low", priority="low", num_inference_steps=2)
         high = sequential.generate(prompt="high", priority="high", num_inference_steps=3)
         assert {sequential.job(job["job_id"])["status"] for job in (low, high)} == {"pending"}
     urgent, other = (sequential.await_status(job["job_id"], "completed")["started_at"] for job in (high, low))
     assert urgent < other
+    for job in blockers[1:]:
+        sequential.client.delete(f"/jobs/{job}")
 
 
 def test_a_long_prompt_is_cut_and_the_job_says_so(fake: Server) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.support.server import Server, block_picture, until
+from tests.support.server import Server, block_picture, is_running, until
 
 
 def wait_in_the_queue(server: Server) -> list[str]:
@@ -40,14 +40,6 @@ def be_storing(server: Server) -> list[str]:
     until(lambda: server.job(job["job_id"])["progress"] == 1.0)
     assert server.job(job["job_id"])["status"] == "processing"
     return [job["job_id"]]
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than as a zombie."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def await_completion(server: Server, job_ids: list[str]) -> None:

@@ -12,6 +12,8 @@ from websockets.sync.client import connect
 from tests.integration.conftest import held
 from tests.support.server import PATIENCE, Server
 
+IN_BOTH_SETTINGS = True
+
 
 def events(server: Server, job_id: str) -> list[dict[str, Any]]:
     """Every event of a job's stream, up to its end; a held engine is let go once the first has come."""
@@ -36,26 +38,29 @@ def messages(server: Server, job_id: str) -> tuple[list[dict[str, Any]], int]:
     return seen, socket.protocol.close_code or 0
 
 
-def check_story(seen: list[dict[str, Any]]) -> None:
-    """Progress never falls, every step is told, and the end comes once and last."""
+def check_story(seen: list[dict[str, Any]], every_step: bool) -> None:
+    """Progress never falls, every step is told, or what five messages a second can tell, and the end comes once and
+    last.
+    """
     assert [each["progress"] for each in seen] == sorted(each["progress"] for each in seen)
     assert [each["status"] for each in seen].count("completed") == 1
     assert seen[-1]["status"] == "completed"
     assert seen[-1]["image_url"]
-    assert {each["step"] for each in seen} == set(range(31)), "progress is pushed step by step"
+    steps = {each["step"] for each in seen}
+    assert steps == set(range(31)) if every_step else len(steps) > 2, "progress is pushed step by step"
 
 
 def test_events_tell_the_whole_story(fake: Server) -> None:
     """From the current state over every step to the end, which closes the stream."""
     with held(fake):
-        check_story(events(fake, fake.generate(num_inference_steps=30)["job_id"]))
+        check_story(events(fake, fake.generate(num_inference_steps=30)["job_id"]), fake.tells_every_step)
 
 
 def test_a_socket_tells_the_whole_story(fake: Server) -> None:
     """The same over WebSocket, closed normally at the end."""
     with held(fake):
         seen, code = messages(fake, fake.generate(num_inference_steps=30)["job_id"])
-    check_story(seen)
+    check_story(seen, fake.tells_every_step)
     assert code == 1000
 
 

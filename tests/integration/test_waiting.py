@@ -12,6 +12,8 @@ from PIL import Image
 from tests.integration.conftest import held
 from tests.support.server import PATIENCE, Server, until
 
+IN_BOTH_SETTINGS = True
+
 
 def test_a_wait_that_is_long_enough_answers_with_the_finished_job(fake: Server) -> None:
     """200, completed."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from service import app
 from service.jobs.board import Board
 from service.jobs.delivery import Delivery
 from service.queue import claims, ledger
@@ -88,4 +89,5 @@ if __name__ == "__main__":
     claims.KEEP_SECONDS, claims.IDLE_SECONDS, claims.RESCUE_SECONDS = (
         float(each) for each in os.environ.get("CLAIM_SECONDS", "2 8 1").split()
     )
+    app.MAX_PURGE_SECONDS = float(os.environ.get("PURGE_SECONDS", "60"))
     main()

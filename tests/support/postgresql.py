@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psycopg
 
 
 class PostgresServer:
@@ -27,6 +30,14 @@ class PostgresServer:
 
     def _run(self, *command: str) -> None:
         subprocess.run(command, check=True, capture_output=True, cwd=self._folder)
+
+    def new_database(self) -> str:
+        """The URL of an empty one."""
+        name = f"safelight_{uuid.uuid4().hex}"
+        address = self.url.replace("postgresql+psycopg", "postgresql")
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return self.url.replace("/postgres?", f"/{name}?")
 
     def start(self) -> None:
         """Start it with what it had."""

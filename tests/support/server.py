@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -30,6 +30,9 @@ def environment(data_dir: Path, **settings: object) -> dict[str, str]:
 
 class Server:
     """One running server process and a client for it. A fake model makes no step while the file `hold` is there."""
+
+    engines = 1
+    tells_every_step = True  # to those who follow a job
 
     def __init__(
         self, data_dir: Path, command: Sequence[str] = ("service", "serve"), name: str = "server", **settings: object
@@ -113,8 +116,11 @@ class Server:
 
     def children(self) -> set[int]:
         """The processes that the server has started."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+        found: set[int] = set()
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with suppress(FileNotFoundError):  # a thread that has just ended
+                found |= set(map(int, (task / "children").read_text().split()))
+        return found
 
     def engine(self) -> int:
         """The engine's process."""
@@ -139,6 +145,17 @@ class Server:
             if match and match[1] == name and dict(re.findall(r'(\w+)="([^"]*)"', match[2] or "")) == labels:
                 return float(match[3])
         return 0.0
+
+    def settle(self) -> None:
+        """Wait until the engine has left the batch of whatever was cancelled."""
+        self.generate(params={"wait": 60}, expect=200, prompt="all before is over", num_inference_steps=1, cache=False)
+
+    def end(self) -> None:
+        """Kill it if it lives."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+        self.client.close()
 
     def kill(self) -> None:
         """`kill -9`."""
@@ -170,10 +187,7 @@ def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
     try:
         yield server.await_ready()
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(PATIENCE)
-        server.client.close()
+        server.end()
 
 
 def block_picture(server: Server, job_id: str, index: int) -> Path:
@@ -182,6 +196,14 @@ def block_picture(server: Server, job_id: str, index: int) -> Path:
     pipe.parent.mkdir(parents=True)
     os.mkfifo(pipe)
     return pipe
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, other than as a zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def until(condition: Callable[[], T]) -> T:

@@ -150,6 +150,9 @@ def test_every_metric_is_made_from_some_event(registry: CollectorRegistry, metri
         events.CacheLookedUp(labels.Cache.RESPONSE, labels.CacheResult.HIT, seconds_saved=1.0),
         events.CacheResized(labels.Cache.RESPONSE, 1000),
         events.EstimateChecked(1.0, 2.0),
+        events.WorkersSeen({labels.Pool.SPOT: 2}),
+        events.WorkersWanted(3, 4),
+        events.DependenciesSeen({labels.Dependency.QUEUE: True}),
         events.EngineReady(labels.Batching.CONTINUOUS, 8, 1.0, 0.5, {"name": "tiny"}),
     )
     assert {*map(type, taken), events.EngineLost} == set(get_args(events.Event))

@@ -54,7 +54,7 @@ def _state() -> tuple[Panel, ...]:
             "Model ready",
             "`safelight_model_ready`: whether a warmed model is loaded, in the process that has the least.",
             "short",
-            (Query(f"min({metric('model_ready')})", "ready"),),
+            (Query(f"min({metric('model_ready')} unless on (instance) safelight_workers)", "ready"),),
             Kind.STAT,
             width=4,
             base=RED,
@@ -95,7 +95,7 @@ def _now(found: Objectives) -> tuple[Panel, ...]:
             "`safelight_queue_depth`: requests that wait for a first step. Good: under 10 a process; "
             f"{limits.queue_depth} raise an alert.",
             "short",
-            (Query(f"sum({metric('queue_depth')})", "waiting"),),
+            (Query(f"sum(max by (priority) ({metric('queue_depth')}))", "waiting"),),
             Kind.STAT,
             width=4,
             steps=((10, YELLOW), (limits.queue_depth, RED)),
@@ -206,7 +206,10 @@ def _red(found: Objectives) -> tuple[Panel, ...]:
             "`safelight_queue_depth`, `safelight_requests_running`: where waiting grows while running stays, "
             "capacity is used up.",
             "short",
-            (Query(f"sum({metric('queue_depth')})", "waiting"), Query(f"sum({metric('requests_running')})", "running")),
+            (
+                Query(f"sum(max by (priority) ({metric('queue_depth')}))", "waiting"),
+                Query(f"sum({metric('requests_running')})", "running"),
+            ),
         ),
         Panel(
             "Share of slots that is taken",

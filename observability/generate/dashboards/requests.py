@@ -108,8 +108,8 @@ def _waiting(found: Objectives) -> tuple[Panel, ...]:
             "`safelight_queue_depth`: requests that wait for a first step.",
             "short",
             (
-                Query(f"sum by (priority) ({metric('queue_depth')})", "{{priority}}"),
-                Query(f"sum({metric('queue_limit')})", "limit"),
+                Query(f"max by (priority) ({metric('queue_depth')})", "{{priority}}"),
+                Query(f"max({metric('queue_limit')})", "limit"),
             ),
             steps=((found.limits.queue_depth, RED),),
         ),

@@ -15,6 +15,7 @@ from service.api.schemas import GenerateRequest, JobView
 from service.api.state import Services, ServicesDep
 from service.core import ImageFormat, Job, JobState, ModelInfo
 from service.errors import InvalidRequest, Unavailable
+from service.jobs.background import end
 from service.jobs.flight import Snapshot
 
 router = APIRouter(tags=["generation"], responses=RESPONSES)
@@ -140,13 +141,12 @@ async def _wait(request: Request, services: Services, job_id: str, seconds: floa
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            ended.cancel()
-            await asyncio.wait({ended})
-            if cancels:
-                await services.jobs.abandon(job_id)
-            return await services.jobs.get(job_id)
-        return ended.result()
+        if ended.done():
+            return ended.result()
+        await end(ended)
+        if cancels:
+            await services.jobs.abandon(job_id)
+        return await services.jobs.get(job_id)
     finally:
         gone.cancel()
 

@@ -9,6 +9,8 @@ from service.errors import Unavailable
 
 log = logging.getLogger("safelight.jobs")
 
+AGAIN_SECONDS = 0.2
+
 
 class Background:
     """Tasks that are kept alive until they end, whose errors are logged, and that can be waited for."""
@@ -35,6 +37,13 @@ async def _logged(work: Coroutine[Any, Any, Any]) -> None:
         await work
     except Exception:
         log.exception("background work failed")
+
+
+async def end(task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
+    """Cancel `task` until it has ended: before Python 3.12 `wait_for`, which redis-py uses, may swallow a cancel."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=AGAIN_SECONDS)
 
 
 async def repeat(

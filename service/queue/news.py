@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from service.jobs.background import end
 from service.queue.streams import PREFIX, REPLY_SECONDS
 
 log = logging.getLogger("safelight.queue")
@@ -54,9 +55,7 @@ class News:
     async def stop(self) -> None:
         """Listen no more; everybody is told to look."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         self.wake()
         await self._redis.aclose()
         await self._ears.aclose()

@@ -131,7 +131,7 @@ def busy(folder: Path, **settings: object) -> Iterator[tuple[Server, list[str], 
         api = made.api()
         worker = made.worker(**settings).await_ready()
         api.await_ready()
-        jobs = [api.start(num_inference_steps=100, cache=False)["job_id"] for _ in range(2)]
+        jobs = [api.start(num_inference_steps=60, cache=False)["job_id"] for _ in range(2)]
         yield api, jobs, worker, made.worker().await_ready()
 
 

@@ -1,5 +1,6 @@
 """A server with S3's interface, in this process; it forgets everything when it ends."""
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would tell of every request
 
 KEYS = {"AWS_ACCESS_KEY_ID": "safelight", "AWS_SECRET_ACCESS_KEY": "safelight", "AWS_DEFAULT_REGION": "us-east-1"}
 

@@ -12,7 +12,7 @@ TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
 TEST_PROGRAMS := initdb:postgresql redis-server:redis-server cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
-.PHONY: help run stack stack-down test test-stack test-compose gameday lint format bench bench-telemetry soak config lock clean
+.PHONY: help run stack stack-down test test-fleet test-stack test-compose gameday lint format bench bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -30,6 +30,10 @@ stack-down: ## end it; ARGS=--volumes forgets what it kept
 test: lint ## check style and types, run every test; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-fleet: $(READY) ## the tests of the API on a fleet with Redis, PostgreSQL and S3, and those of fleets; ARGS="pytest arguments"
+	@tools/setup programs $(TEST_PROGRAMS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --setting fleet tests/integration tests/fleet $(ARGS)
 
 test-stack: $(READY) ## run a whole stack: every query and rule, drills of alerts, pages in a browser; ARGS="pytest arguments"
 	@tools/setup programs $(TEST_PROGRAMS) prometheus-alertmanager:prometheus-alertmanager chromium:chromium

@@ -2,5 +2,12 @@
 
 import os
 
+import pytest
+
 # Tests share their machine with others: OpenMP's threads must not spin while they wait (see docs/decisions/001).
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--setting fleet` runs the tests of the API, which are the same, against a fleet."""
+    parser.addoption("--setting", choices=["alone", "fleet"], default="alone", help="what the tests of the API run on")

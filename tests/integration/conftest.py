@@ -1,6 +1,6 @@
 """Servers that several tests of a module share; tests that need their own settings start their own.
 
-A module that says `IN_BOTH_SETTINGS` runs twice: on one process, and on a fleet.
+A module that says `IN_BOTH_SETTINGS` runs on a fleet too, with `--setting fleet`.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,17 +23,26 @@ LONG: dict[str, Any] = {"num_images": 8, "num_inference_steps": 100}
 Places = Callable[[Path], Any]  # a place in a folder, as a context
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Which settings a module runs in."""
-    if "setting" in metafunc.fixturenames:
-        both = getattr(metafunc.module, "IN_BOTH_SETTINGS", False)
-        metafunc.parametrize("setting", ["alone", "fleet"] if both else ["alone"], indirect=True, scope="module")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a fleet run those that can."""
+    if config.getoption("--setting") == "alone":
+        return
+    here = Path(__file__).parent
+    others = [
+        each
+        for each in items
+        if isinstance(each, pytest.Function)
+        and each.path.parent == here
+        and not getattr(each.module, "IN_BOTH_SETTINGS", False)
+    ]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [each for each in items if each not in others]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def setting(request: pytest.FixtureRequest) -> str:
     """`alone` or `fleet`."""
-    return str(request.param)
+    return str(request.config.getoption("--setting"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ ALL_GONE = together(*map(stopped, WORKERS))
 WAITS = frozenset({"QueueLong", "QueueOldestOld", "QueueWaitBudgetBurn", "AvailabilityBudgetBurn", "LatencyBudgetBurn"})
 # Workers that are gone load their model anew; what waited for them is called off.
 LATER = frozenset({"TargetDown", "ServiceNotReady", "WorkersMissing", "StepsWasted", *WAITS})
+KEPT = frozenset({"EngineStalled"})  # what is made and cannot be put anywhere counts as running, without steps
 
 FLEET = (
     Drill(
@@ -61,7 +62,7 @@ FLEET = (
         ("DatabaseDown",),
         together(QUIET, stopped("database")),
         within="3m",
-        beside=LATER | ERRORS,
+        beside=LATER | ERRORS | KEPT,
         is_of_fleet=True,
     ),
     Drill(
@@ -69,7 +70,7 @@ FLEET = (
         ("StorageDown",),
         together(QUIET, stopped("storage")),
         within="3m",
-        beside=LATER | ERRORS | {"DeadLetters"},
+        beside=LATER | ERRORS | KEPT | {"DeadLetters"},
         is_of_fleet=True,
     ),
 )

@@ -153,7 +153,7 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         lock = (ROOT / "requirements.lock").read_text().split()
         tools = [each for each in lock if each.startswith(("pip==", "setuptools==", "torch=="))]
         run(*download, "--no-deps", *tools)
-        run(*download, "--find-links", str(wheels), "--constraint", "requirements.lock", ".[postgres]")
+        run(*download, "--find-links", str(wheels), "--constraint", "requirements.lock", ".[postgres,s3]")
         arguments = {"BASE": BASE, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/build"}
         given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
         run("docker", "build", "--tag", "safelight:test", *given, ".")

@@ -172,7 +172,7 @@ class FleetBacklog:
         waited = sorted(self._clock() - flight.entered_at for flight in waiting)
         return Load(
             workers=len(self._roster.workers),
-            occupancy=min(1.0, taken / self._roster.slots) if self._roster.slots else 0.0,
+            occupancy=self._roster.occupancy(taken),
             waiting_seconds=sum(map(self._estimator.work, waiting)),
             waited_p95=waited[math.ceil(0.95 * len(waited)) - 1] if waited else 0.0,
         )

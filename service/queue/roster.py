@@ -110,11 +110,16 @@ class Roster:
         """Whether requests can be judged and queued."""
         return self.ready is not None
 
-    @property
-    def slots(self) -> int:
-        """Pictures of the model's own size that all workers make at once."""
-        readies = [each.restored() for each in self.workers.values()]
-        return sum(each.profile.cap(each.info.default_size) for each in readies)
+    def occupancy(self, pictures: int) -> float:
+        """The share of what all workers could make that they make, with so many pictures spread evenly over them."""
+        if self.ready is None or not self.workers:
+            return 0.0
+        profile, size = self.ready.profile, self.ready.info.default_size
+
+        def made(count: float) -> float:
+            return count / profile.step_seconds(size, max(1.0, count) * profile.rows_per_guided)
+
+        return min(1.0, made(pictures / len(self.workers)) / made(profile.cap(size)))
 
     async def look(self) -> None:
         """See who is there now."""

@@ -31,7 +31,7 @@ class Floor:
 class Policy:
     """What is aimed at. All times are seconds.
 
-    There are as many workers as take `occupancy` of their slots for what runs, and do what waits within
+    There are as many workers as make what runs with `occupancy` of what they could, and do what waits within
     `backlog_seconds`; one more than there are while 95 of 100 that wait have not waited less than `wait_seconds`.
     More are wanted at once, but not twice within `up_seconds`; fewer when fewer would have done for `down_seconds`.
     """
@@ -67,8 +67,10 @@ def parse(bounds: str, schedule: str | None = None) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is known: workers that are there, the share of their slots that is taken, the seconds that one worker would
-    take for all that waits, and how long 95 of 100 of those have waited at most.
+    """What is known: workers that are there, the share that they make of what they could, the seconds that one worker
+    would take for all that waits, and how long 95 of 100 of those have waited at most.
+
+    Slots would not do for that share: a worker with one picture of eight makes more than an eighth of what it could.
     """
 
     workers: int

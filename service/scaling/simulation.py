@@ -307,10 +307,12 @@ class _Fleet:
 
     def _load(self) -> Load:
         machine, count = self.scenario.machine, len(self._workers)
-        taken = sum(len(each.pictures) for each in self._workers)
+        fastest = machine.slots / machine.step_seconds(machine.slots)
+        counts = [len(each.pictures) for each in self._workers if each.pictures]
+        made = sum(pictures / machine.step_seconds(pictures) for pictures in counts)
         oldest_first = [self.env.now - each.waiters[0] for each in self._waiting]
         p95 = sorted(oldest_first)[math.ceil(0.95 * len(oldest_first)) - 1] if oldest_first else 0.0
-        occupancy = taken / (count * machine.slots) if count else 0.0
+        occupancy = made / (count * fastest) if count else 0.0
         return Load(count, occupancy, len(self._waiting) / machine.rate(self.scenario.steps), p95)
 
     def _look(self) -> Process:

@@ -77,7 +77,11 @@ def groups() -> tuple[Group, ...]:
             "histogram_quantile(0.99, sum by (instance, le) (rate(safelight_event_loop_lag_seconds_bucket[5m])))",
         ),
     )
-    cost = (
+    return Group("requests", requests), Group("engine", engine), Group("cost", _cost())
+
+
+def _cost() -> tuple[Recording, ...]:
+    return (
         Recording("service:gpu_dollars_per_hour:sum", "sum(safelight_gpu_dollars_per_hour)"),
         Recording(
             "service:cost_per_1000_images:dollars_1h",
@@ -91,4 +95,3 @@ def groups() -> tuple[Group, ...]:
             "/ (sum(rate(safelight_images_total[1h])) > 0)",
         ),
     )
-    return Group("requests", requests), Group("engine", engine), Group("cost", cost)

@@ -199,22 +199,12 @@ class Board:
         await self._close(flight, ending, record)
 
     def _fail(self, flight: Flight, reason: Reason, detail: str) -> None:
-        end = self._judge(flight.id, reason, detail)
-        for live in list(flight.members.values()):
-            if end is None:
-                self.forget(live.job.id, Reason.MOVED)
+        end, lives = self._judge(flight.id, reason, detail), list(flight.members.values())
         if end is not None:
-            self._background.spawn(self._end_all(flight, *end))
-
-    async def _end_all(self, flight: Flight, reason: Reason, detail: str) -> None:
-        """In one transaction, so that the computation is over for all of them at once."""
-        ending = {}
-        for live in [each for each in flight.members.values() if each.claim()]:
-            self._detach(live, reason)
-            now = self._wall()
-            ending[live] = live.job.but(state=JobState.FAILED, reason=reason, detail=detail, finished_at=now)
-        if ending:
-            await self._close(flight, ending, self._recording(flight, ending))
+            self._background.spawn(self._end_all(flight, lives, JobState.FAILED, *end))
+            return
+        for live in lives:
+            self.forget(live.job.id, Reason.MOVED)
 
     # Ending
 
@@ -224,13 +214,22 @@ class Board:
 
     async def end(self, live: LiveJob, state: JobState, reason: Reason, detail: str | None = None) -> bool:
         """End a job without pictures; return whether this call did it, or it had ended otherwise before."""
-        if not live.claim():
+        is_mine = await self._end_all(live.flight, [live], state, reason, detail)
+        if not is_mine:
             await live.done.wait()
-            return False
-        self._detach(live, reason)
-        job = live.job.but(state=state, reason=reason, detail=detail, finished_at=self._wall())
-        await self._close(live.flight, {live: job}, self._recording(live.flight, {live: job}))
-        return True
+        return is_mine
+
+    async def _end_all(
+        self, flight: Flight, lives: Iterable[LiveJob], state: JobState, reason: Reason, detail: str | None
+    ) -> bool:
+        """In one transaction, so that the computation is over for all of them at once; whether one was left to end."""
+        ending = {}
+        for live in [each for each in lives if each.claim()]:
+            self._detach(live, reason)
+            ending[live] = live.job.but(state=state, reason=reason, detail=detail, finished_at=self._wall())
+        if ending:
+            await self._close(flight, ending, self._recording(flight, ending))
+        return bool(ending)
 
     def forget(self, job_id: str, reason: Reason) -> None:
         """Somebody else has ended the job, or is to make it."""

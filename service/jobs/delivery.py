@@ -42,13 +42,15 @@ class Delivery:
     async def deliver(self, blob: str, params: Params, pixels: Sequence[Pixels]) -> Delivered:
         """Write the pictures as files of the blob. Raises `Unavailable`, of a store elsewhere after some tries."""
         loop = asyncio.get_running_loop()
-        for pause in AGAIN_SECONDS if self._images.is_remote else ():
+        pauses = list(AGAIN_SECONDS if self._images.is_remote else ())
+        while True:
             try:
                 return await loop.run_in_executor(self._threads, self._write, blob, params, pixels)
             except Unavailable as error:
-                log.warning("trying again in %g s to store %s: %s", pause, blob, error.detail)
-            await asyncio.sleep(pause)
-        return await loop.run_in_executor(self._threads, self._write, blob, params, pixels)
+                if not pauses:
+                    raise
+                log.warning("trying again in %g s to store %s: %s", pauses[0], blob, error.detail)
+            await asyncio.sleep(pauses.pop(0))
 
     def _write(self, blob: str, params: Params, pixels: Sequence[Pixels]) -> Delivered:
         started = time.monotonic()
@@ -66,8 +68,7 @@ class Delivery:
         Return those jobs. A blob that completes none is deleted like any other that nothing points at.
         """
         now = self._wall()
-        if not table.has_blob(connection, blob):  # it is there if the answer to this very transaction was lost before
-            table.add_blob(connection, blob, size, now)
+        table.add_blob(connection, blob, size, now)  # or it is there: the answer to this very transaction was lost
         jobs = end(connection)
         cacheable = next((job for job in jobs if job.cache_key is not None), None)
         if cacheable is not None and cacheable.cache_key is not None:

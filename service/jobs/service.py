@@ -267,7 +267,7 @@ class JobService:
             try:
                 await asyncio.to_thread(self._images.delete, blob)
             except Unavailable:
-                await self._database.run(partial(table.keep_blobs, names=blobs[index:], now=now))
+                await self._database.run(partial(table.add_leftovers, names=blobs[index:], now=now))
                 raise
         return deleted
 

@@ -1,7 +1,7 @@
 """The jobs table: the record of every job. Each function works within the caller's transaction."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,20 +53,15 @@ def free_keys(connection: Connection, job_id: str) -> None:
 
 
 def add_blob(connection: Connection, blob: str, size: int, now: float) -> None:
-    """Record a blob of `size` bytes, so that jobs and cached responses can point at it."""
-    connection.execute(insert(blobs).values(id=blob, bytes=size, created_at=now))
+    """Record a blob of `size` bytes, unless it is, so that jobs and cached responses can point at it."""
+    if connection.execute(select(blobs.c.id).where(blobs.c.id == blob)).first() is None:
+        connection.execute(insert(blobs).values(id=blob, bytes=size, created_at=now))
 
 
-def keep_blobs(connection: Connection, names: Sequence[str], now: float) -> None:
-    """Record blobs again whose files could not be deleted."""
+def add_leftovers(connection: Connection, names: Iterable[str], now: float) -> None:
+    """Record blobs that nothing points at, so that their files are deleted, as those of all such are."""
     for blob in names:
-        if not has_blob(connection, blob):
-            add_blob(connection, blob, 0, now)
-
-
-def has_blob(connection: Connection, blob: str) -> bool:
-    """Whether a blob is recorded."""
-    return connection.execute(select(blobs.c.id).where(blobs.c.id == blob)).first() is not None
+        add_blob(connection, blob, 0, now)
 
 
 def get(connection: Connection, job_id: str) -> Job | None:

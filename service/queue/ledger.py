@@ -14,7 +14,7 @@ from observability.labels import Priority, Reason
 from service.core import Job, JobState
 from service.jobs import table
 from service.jobs.table import IS_UNFINISHED
-from service.storage.database import blobs, flights, jobs
+from service.storage.database import flights, jobs
 
 MAX_LOST = 5
 MAX_ATTEMPTS = 3
@@ -55,9 +55,7 @@ def _is_wanted(connection: Connection, row: Row[Any]) -> bool:
     if connection.execute(select(jobs.c.id).where(jobs.c.flight == row.id, IS_UNFINISHED).limit(1)).first():
         return True
     over = row.runs + (row.worker is None)
-    folders = {_blob(row.id, number) for number in range(1, over)}
-    for blob in folders - set(connection.execute(select(blobs.c.id).where(blobs.c.id.in_(folders))).scalars()):
-        table.add_blob(connection, blob, 0, row.created_at)
+    table.add_leftovers(connection, [_blob(row.id, number) for number in range(1, over)], row.created_at)
     connection.execute(delete(flights).where(flights.c.id == row.id))
     return False
 

@@ -66,5 +66,6 @@ def test_workers_whose_keeper_is_killed_leave(tmp_path: Path) -> None:
     with fleet(tmp_path) as made:
         keeper = made.worker(devices="0")
         kept = until(keeper.children)
+        assert any(map(is_running, kept))
         keeper.kill()
         until(lambda: not any(map(is_running, kept)))

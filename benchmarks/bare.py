@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.curve import MAX_BATCH, Sample
 from benchmarks.traffic import MIXES, Request, all_at_once
 from service.engine.loading import locate
 from service.engine.worker import IMPORT_ENVIRONMENT
+from service.settings import EngineSettings
 
 CURVE_STEPS = 5
 
@@ -22,19 +23,23 @@ CURVE_STEPS = 5
 class BarePipeline:
     """The pipeline as a user would call it, with the engine's settings of PyTorch and memory. It makes PIL images."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: Literal["cpu", "cuda"] = "cpu") -> None:
         for name, value in IMPORT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import torch
         from diffusers import AutoPipelineForText2Image
 
-        from service.engine.torch_setup import keep_memory, quieten, set_memory_format
+        from service.engine import torch_setup
 
-        quieten()
-        keep_memory()
+        settings = EngineSettings(device=device)
+        self._device = torch.device(device)
+        torch_setup.quieten()
+        torch_setup.keep_memory()
+        torch_setup.configure_torch(settings, self._device)
         self._torch = torch
-        self._set_memory_format = set_memory_format
-        self._pipe: Any = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=torch.float32)
+        self._setup = torch_setup
+        dtype = torch_setup.choose_dtype(settings, self._device)
+        self._pipe: Any = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=dtype).to(self._device)
         self._pipe.set_progress_bar_config(disable=True)
         self.use_channels_last(True)
 
@@ -42,7 +47,7 @@ class BarePipeline:
         """Order the weights of convolutions as the engine does, or, if not wanted, as diffusers loads them."""
         memory_format = self._torch.channels_last if is_wanted else self._torch.contiguous_format
         for module in (self._pipe.unet, self._pipe.vae):
-            self._set_memory_format(module, memory_format)
+            self._setup.set_memory_format(module, memory_format)
 
     def images(self, requests: Sequence[Request], **options: Any) -> list[Any]:
         """One call for `requests`, which share steps and guidance."""
@@ -75,12 +80,16 @@ class BarePipeline:
         """The stages of one short call: the first call of the UNet ends encoding, the last step ends denoising."""
         marks: list[float] = []
 
+        def mark() -> None:
+            self._setup.synchronize(self._device)
+            marks.append(time.perf_counter())
+
         def called(*_: object) -> None:
             if not marks:
-                marks.append(time.perf_counter())
+                mark()
 
         def stepped(_pipe: object, _step: int, _timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
-            marks.append(time.perf_counter())
+            mark()
             return kwargs
 
         requests = _requests(batch, CURVE_STEPS)
@@ -131,11 +140,11 @@ class BareProcess:
 
 
 @contextmanager
-def bare_process(model: str) -> Iterator[BareProcess]:
+def bare_process(model: str, device: Literal["cpu", "cuda"] = "cpu") -> Iterator[BareProcess]:
     """A warm process with the bare pipeline."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, model), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, model, device), daemon=True)
     process.start()
     theirs.close()
     bare = BareProcess(ours)
@@ -147,8 +156,8 @@ def bare_process(model: str) -> Iterator[BareProcess]:
         process.join(10)
 
 
-def _serve(connection: "Connection[Any, tuple[Any, ...]]", model: str) -> None:
-    pipeline = BarePipeline(model)
+def _serve(connection: "Connection[Any, tuple[Any, ...]]", model: str, device: Literal["cpu", "cuda"]) -> None:
+    pipeline = BarePipeline(model, device)
     try:
         while True:
             name, *arguments = connection.recv()

@@ -138,7 +138,11 @@ class EngineSettings(BaseSettings):
     attention_backend: str | None = Field(
         None, description="Attention backend by diffusers' name, such as native, flash or xformers; unset: its default."
     )
-    cudnn_benchmark: bool = Field(True, description="Let cuDNN time its algorithms and keep the fastest (CUDA only).")
+    cudnn_benchmark: bool = Field(
+        False,
+        description="Let cuDNN time its algorithms and keep the fastest, anew for every size of picture and of batch "
+        "(CUDA only): for traffic where those hardly change.",
+    )
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of PyTorch; unset: 1 on CUDA, all cores on the CPU."
     )

@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Generic
 
@@ -19,7 +19,7 @@ from observability.events import (
 from observability.labels import BatchField, Priority, Reason, Stage
 from service.core import Size
 from service.engine import policy
-from service.engine.contract import Command, Message, Picture, Pixels, R, StepModel, Submit
+from service.engine.contract import Command, Decoded, Message, Picture, R, StepModel, Submit
 from service.engine.loop import EngineLoop
 from service.engine.policy import Candidate, Order, Turn
 from service.engine.profile import Profile
@@ -29,6 +29,29 @@ from service.engine.task import Begun, Waiting
 SETTLED_SECONDS = 1.0  # ageing and raised caps are looked at so often
 MAX_DEFERRALS = 3
 REMEMBERED_STEPS = 65  # so that the metric tells more than 64 from 64
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding(Generic[R]):
+    """Finished rows on their way to pictures since monotonic `began`."""
+
+    began: float
+    parts: list[tuple[Begun[R], Decoded]]
+
+    @property
+    def rows(self) -> list[Begun[R]]:
+        """Whose pictures they will be."""
+        return [row for row, _ in self.parts]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all are there."""
+        return all(decoded.is_there for _, decoded in self.parts)
+
+    def wait(self) -> None:
+        """Until all are."""
+        for _, decoded in self.parts:
+            decoded.pixels()
 
 
 class ContinuousLoop(EngineLoop, Generic[R]):
@@ -50,6 +73,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._order = order
         self._begun: dict[Picture, Begun[R]] = {}
         self._done: list[Begun[R]] = []  # have all their steps and wait to be decoded
+        self._decoding: list[Decoding[R]] = []
         self._deferrals = 0  # steps that went before decoding, one after the other
         self._settled_until = 0.0  # monotonic; until then the slots stay as they are, unless something happens
         self._turns: dict[Size, Turn] = {}
@@ -60,10 +84,13 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     def turn(self) -> None:
         """One turn of the loop: at most one denoising step of one size."""
+        self._collect()
         self._retire(newcomers=self._join())
         batch = self._choose()
         if batch:
             self._denoise(batch)
+        elif self._decoding:
+            self._decoding[0].wait()
         elif not self._waiting and not self._done:
             self._rest()
 
@@ -225,12 +252,13 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
         Of newcomers that found a free slot, the first step goes before that, but not for many steps in a row.
         """
-        may_wait = self._deferrals < MAX_DEFERRALS
+        may_wait = self._deferrals < MAX_DEFERRALS and not self._model.decodes_beside
         while self._done:
             if newcomers and may_wait:
                 self._deferrals += 1
                 return
-            self._hand_out(self._part())
+            self._start_decoding(self._part())
+            self._collect()
             newcomers = self._join() or newcomers
         self._deferrals = 0
 
@@ -241,26 +269,44 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         self._done = [each for each in self._done if each not in part]
         return part
 
-    def _decode(self, batch: Sequence[Begun[R]]) -> Sequence[Pixels]:
+    def _decode(self, batch: Sequence[Begun[R]]) -> Sequence[Decoded]:
         self._works_on(each.picture for each in batch)
         return self._model.decode([each.row for each in batch])
 
-    def _hand_out(self, batch: Sequence[Begun[R]]) -> None:
+    def _start_decoding(self, batch: Sequence[Begun[R]]) -> None:
         began = self._clock()
-        for each, pixels in self._splitter.apart(batch, self._decode, Stage.VAE_DECODE):
+        parts: list[tuple[Begun[R], Decoded]] = []
+        for each, decoded in self._splitter.apart(batch, self._decode, Stage.VAE_DECODE):
+            if isinstance(decoded, Exception):
+                self._fail(each.picture.task_id, decoded)
+            else:
+                parts.append((each, decoded))
+        if parts:
+            self._decoding.append(Decoding(began, parts))
+
+    def _collect(self) -> None:
+        """Hand out what has been decoded, in order."""
+        while self._decoding and self._decoding[0].is_over:
+            self._hand_out(self._decoding.pop(0))
+
+    def _hand_out(self, decoding: "Decoding[R]") -> None:
+        for each, decoded in decoding.parts:
             task_id = each.picture.task_id
-            if isinstance(pixels, Exception):
-                self._fail(task_id, pixels)
-            elif task_id in self._tasks:
-                self._tasks[task_id].keep(each.picture.index, pixels, each.row.truncated)
+            if task_id in self._tasks:
+                self._tasks[task_id].keep(each.picture.index, decoded.pixels(), each.row.truncated)
         ended = self._clock()
-        self._observe(StageFinished(Stage.VAE_DECODE, ended - began, batch[0].picture.task_id))
-        for task_id in {each.picture.task_id for each in batch} & self._tasks.keys():
+        rows = decoding.rows
+        self._observe(StageFinished(Stage.VAE_DECODE, ended - decoding.began, rows[0].picture.task_id))
+        for task_id in {each.picture.task_id for each in rows} & self._tasks.keys():
             task = self._tasks[task_id]
             if task.is_complete:
                 task.decoded(ended)
                 self._observe(StageFinished(Stage.DENOISE, task.timings[Stage.DENOISE], task_id))
                 self._finish(task_id)
+
+    def _works_on(self, pictures: Iterable[Picture]) -> None:
+        """What is being decoded meanwhile may take the device down too."""
+        super()._works_on([*pictures, *(each.picture for decoding in self._decoding for each in decoding.rows)])
 
     # What goes wrong
 

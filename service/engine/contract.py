@@ -247,6 +247,35 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
+class DeviceEvent(Protocol):
+    """What a device tells once it has got so far, as `torch.cuda.Event`."""
+
+    def query(self) -> bool:
+        """Whether it has."""
+
+    def synchronize(self) -> None:
+        """Wait until it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture that is there when `event` has happened; None: it is."""
+
+    buffer: Pixels
+    event: DeviceEvent | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has to wait for it."""
+        return self.event is None or self.event.query()
+
+    def pixels(self) -> Pixels:
+        """The picture, waited for."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.buffer
+
+
 class StepModel(Protocol[R]):
     """A model that is driven step by step; rows of one call share the picture's size and nothing else."""
 
@@ -263,7 +292,11 @@ class StepModel(Protocol[R]):
         In order: None for a row that went on, or what stopped this one row for good.
         """
 
-    def decode(self, rows: Sequence[R]) -> Sequence[Pixels]:
+    @property
+    def decodes_beside(self) -> bool:
+        """Whether `decode` returns before the pictures are there, and the device makes steps meanwhile."""
+
+    def decode(self, rows: Sequence[R]) -> Sequence[Decoded]:
         """The pictures of rows that have all their steps, in order. Changes nothing, so it can be tried again."""
 
     def peak_bytes(self) -> int | None:

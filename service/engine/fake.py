@@ -17,7 +17,7 @@ import numpy as np
 
 from observability.labels import Stage
 from service.core import ModelInfo
-from service.engine.contract import Batch, Picture, Pixels
+from service.engine.contract import Batch, Decoded, Picture, Pixels
 from service.engine.loading import revision
 from service.settings import SCHEDULER_NAMES, EngineSettings
 
@@ -88,12 +88,14 @@ class FakeModel:
             row.step += 1
         return [None] * len(rows)
 
-    def decode(self, rows: Sequence[FakeRow]) -> list[Pixels]:
+    def decode(self, rows: Sequence[FakeRow]) -> list[Decoded]:
         """One colour a picture; see `StepModel.decode`."""
         drawn = [colour(row.picture) for row in rows]
         for pixels in drawn if self._is_signed else ():
             pixels[0] = np.frombuffer(secrets.token_bytes(pixels[0].size), np.uint8).reshape(pixels[0].shape)
-        return drawn
+        return [Decoded(each) for each in drawn]
+
+    decodes_beside = False
 
     def peak_bytes(self) -> None:
         """Not known."""
@@ -107,7 +109,7 @@ class FakeModel:
             self.denoise(rows)
             on_step(time.monotonic() - began)
         timings = {Stage.DENOISE: time.monotonic() - started}
-        return Batch(tuple(self.decode(rows)), tuple(row.truncated for row in rows), timings)
+        return Batch(tuple(each.pixels() for each in self.decode(rows)), tuple(row.truncated for row in rows), timings)
 
 
 def colour(picture: Picture) -> Pixels:

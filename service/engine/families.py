@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -28,7 +27,6 @@ from service.engine.pipeline import LoadedPipeline
 
 Embeddings = tuple[torch.Tensor, ...]  # one prompt as the denoiser reads it, each [1, ...]; never changed in place
 Conditioning = Mapping[str, Any]  # keyword arguments of the denoiser, tensors with a first dimension of rows
-Images = npt.NDArray[np.float32]  # [rows, height, width, 3] in 0..1
 
 
 class Family(Protocol):
@@ -49,8 +47,8 @@ class Family(Protocol):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The denoiser's output, [rows, ...] as `latents`; `timesteps` are float32, [rows]."""
 
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> Images:
-        """The pictures of finished `latents`, [rows, ...]; sizes in pixels."""
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """The pictures of finished `latents`, [rows, 3, height, width] in 0..1; sizes in pixels."""
 
 
 class StableDiffusion:
@@ -60,7 +58,6 @@ class StableDiffusion:
         self._pipe = loaded.pipe
         self._unet = loaded.pipe.unet
         self._device = loaded.device
-        self._vae_dtype: torch.dtype = loaded.pipe.vae.dtype
 
     def encode(self, prompts: Sequence[str | None]) -> list[Embeddings]:
         """[1, tokens, features] a prompt; an absent one is empty."""
@@ -99,18 +96,28 @@ class StableDiffusion:
         output: torch.Tensor = self._unet(latents, timesteps, **conditioning, return_dict=False)[0]
         return output
 
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> Images:
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Pictures that passed the pipeline's safety checker, if it has one; the others are black."""
         pipe = self._pipe
         image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
         image, is_unsafe = pipe.run_safety_checker(image, self._device, latents.dtype)
         keep = None if is_unsafe is None else [not each for each in is_unsafe]
-        pictures: Images = pipe.image_processor.postprocess(image, output_type="np", do_denormalize=keep)
+        pictures: torch.Tensor = pipe.image_processor.postprocess(image, output_type="pt", do_denormalize=keep)
         return pictures
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion XL base models, and what is distilled from them."""
+    """Stable Diffusion XL base models, and what is distilled from them.
+
+    An autoencoder that overflows in half precision is turned to single precision for good, where diffusers does so for
+    each call.
+    """
+
+    def __init__(self, loaded: LoadedPipeline) -> None:
+        super().__init__(loaded)
+        vae = loaded.pipe.vae
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.to(torch.float32)
 
     def encode(self, prompts: Sequence[str | None]) -> list[Embeddings]:
         """[1, tokens, features] and the pooled [1, features] of a prompt.
@@ -134,20 +141,13 @@ class StableDiffusionXL(StableDiffusion):
         added = {"text_embeds": pooled, "time_ids": ids}
         return {**super().conditioning(embeddings, params), "added_cond_kwargs": added}
 
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> Images:
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Pictures, with the pipeline's watermark if it has one."""
         pipe = self._pipe
-        needs_float32 = self._vae_dtype == torch.float16 and pipe.vae.config.force_upcast
-        try:
-            if needs_float32:
-                pipe.vae.to(torch.float32)
-            image = pipe.vae.decode(self._unscaled(latents.to(pipe.vae.dtype)), return_dict=False)[0]
-        finally:
-            if needs_float32:
-                pipe.vae.to(self._vae_dtype)
+        image = pipe.vae.decode(self._unscaled(latents.to(pipe.vae.dtype)), return_dict=False)[0]
         if pipe.watermark is not None:
             image = pipe.watermark.apply_watermark(image)
-        pictures: Images = pipe.image_processor.postprocess(image, output_type="np")
+        pictures: torch.Tensor = pipe.image_processor.postprocess(image, output_type="pt")
         return pictures
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
@@ -215,12 +215,12 @@ class Flux:
         output: torch.Tensor = self._transformer(latents, timestep=times, **conditioning, return_dict=False)[0]
         return output
 
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> Images:
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Pictures."""
         pipe, config = self._pipe, self._pipe.vae.config
         latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
         image = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
-        pictures: Images = pipe.image_processor.postprocess(image, output_type="np")
+        pictures: torch.Tensor = pipe.image_processor.postprocess(image, output_type="pt")
         return pictures
 
     def _patches(self, width: int, height: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Generic
 from urllib.parse import parse_qsl
 
 from service.core import ModelInfo
-from service.engine.contract import Batch, BatchModel, Picture, Pixels, R, StepModel
+from service.engine.contract import Batch, BatchModel, Decoded, Picture, R, StepModel
 
 ANY = "*"
 LOOK_SECONDS = 0.1  # between looks whether a hang is over
@@ -124,7 +124,12 @@ class FaultyStepModel(Generic[R]):
         self._faults.strike(each.picture for each in rows)
         return self._model.denoise([each.row for each in rows])
 
-    def decode(self, rows: Sequence[FaultyRow[R]]) -> Sequence[Pixels]:
+    @property
+    def decodes_beside(self) -> bool:
+        """See `StepModel.decodes_beside`."""
+        return self._model.decodes_beside
+
+    def decode(self, rows: Sequence[FaultyRow[R]]) -> Sequence[Decoded]:
         """See `StepModel.decode`."""
         return self._model.decode([each.row for each in rows])
 

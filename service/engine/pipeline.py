@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 
 from observability.labels import Stage
 from service.core import ModelInfo
 from service.engine import schedulers
-from service.engine.contract import Batch, Picture, Pixels
+from service.engine.contract import Batch, Picture
 from service.engine.loading import check_folder, describe_failure, locate, revision
 from service.engine.torch_setup import (
     choose_device,
@@ -108,6 +109,7 @@ class PipelineModel:
 
     def __init__(self, loaded: LoadedPipeline) -> None:
         self._loaded = loaded
+        self._gives_tensors = isinstance(getattr(loaded.pipe, "image_processor", None), VaeImageProcessor)
         self.info = loaded.info
 
     def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
@@ -130,11 +132,11 @@ class PipelineModel:
                 height=first.height,
                 generator=[torch.Generator("cpu").manual_seed(each.seed) for each in pictures],
                 callback_on_step_end=after_step,
-                output_type="np",
+                output_type="pt" if self._gives_tensors else "np",
                 **self._negative_prompts(pictures),
             )
         return Batch(
-            pixels=tuple(to_pixels(image) for image in output.images),
+            pixels=tuple(to_bytes(_tensor(output.images)).cpu().numpy()),
             truncated=tuple(self._loaded.truncates(each.params.prompt) for each in pictures),
             timings=watch.timings,
         )
@@ -183,9 +185,14 @@ class _StageWatch:
         }
 
 
-def to_pixels(image: Any) -> Pixels:
-    """[h, w, 3] floats in 0..1 as bytes, rounded as diffusers' own conversion does."""
-    return (np.asarray(image) * 255).round().astype(np.uint8)
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """[n, 3, h, w] floats in 0..1 as [n, h, w, 3] bytes on the same device, rounded as diffusers does."""
+    return (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _tensor(images: Any) -> torch.Tensor:
+    """[n, 3, h, w], of the same or of an array [n, h, w, 3]."""
+    return images if isinstance(images, torch.Tensor) else torch.as_tensor(np.asarray(images)).permute(0, 3, 1, 2)
 
 
 def _load(settings: EngineSettings, dtype: torch.dtype) -> DiffusionPipeline:

@@ -185,7 +185,8 @@ def _make(model: StepModel[R], pictures: Sequence[Picture], clock: Callable[[], 
     while rows[0].step < rows[0].total_steps:
         _step(model, rows)
     began = clock()
-    model.decode(rows)
+    for decoded in model.decode(rows):
+        decoded.pixels()
     return seconds + clock() - began
 
 

@@ -14,10 +14,10 @@ from observability.events import CacheLookedUp, CacheResized, Event
 from observability.labels import Cache, CacheResult
 from service.core import Params
 from service.engine import schedulers
-from service.engine.contract import Picture, Pixels
+from service.engine.contract import Decoded, Picture
 from service.engine.families import Conditioning, Embeddings, Family
-from service.engine.pipeline import LoadedPipeline, to_pixels
-from service.engine.torch_setup import peak_bytes, synchronize
+from service.engine.pipeline import LoadedPipeline, to_bytes
+from service.engine.torch_setup import Beside, peak_bytes, synchronize
 
 
 class Prompt:
@@ -129,6 +129,7 @@ class StepwiseModel:
         self.info = loaded.info
         self._loaded = loaded
         self._family = family
+        self._beside = Beside(loaded.device)
         self._cache = PromptCache(prompt_cache_bytes)
         self.observe = observe
         self._pristine: dict[str, tuple[Any, bool]] = {}  # schedulers by name, never stepped
@@ -235,12 +236,18 @@ class StepwiseModel:
             self._together = (list(rows), self._family.conditioning(embeddings, params))
         return self._together[1]
 
+    @property
+    def decodes_beside(self) -> bool:
+        """See `StepModel.decodes_beside`."""
+        return self._beside.is_there
+
     @torch.inference_mode()
-    def decode(self, rows: Sequence[StepwiseRow]) -> list[Pixels]:
+    def decode(self, rows: Sequence[StepwiseRow]) -> list[Decoded]:
         """One call of the decoder for all `rows`."""
-        params = rows[0].params
-        images = self._family.decode(torch.cat([row.latents for row in rows]), params.width, params.height)
-        return [to_pixels(image) for image in images]
+        width, height = rows[0].params.size
+        latents = torch.cat([row.latents for row in rows])
+        pixels, event = self._beside.fetch(latents, lambda given: to_bytes(self._family.decode(given, width, height)))
+        return [Decoded(each, event) for each in pixels.numpy()]
 
     def peak_bytes(self) -> int | None:
         """The most device memory that was taken since the last call; None where that is not known."""

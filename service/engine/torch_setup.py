@@ -98,11 +98,45 @@ def set_memory_format(module: torch.nn.Module, memory_format: torch.memory_forma
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an asynchronous device has done what it was given, so that a clock tells the true time."""
+    """Wait until an asynchronous device has done what this thread gave it, so that a clock tells the true time.
+
+    What it does beside that goes on (see `Beside`).
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+class Beside:
+    """A second stream of a CUDA device, whose work fills what gaps the first one leaves; elsewhere there is none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the device can do two things at a time."""
+        return self._stream is not None
+
+    def fetch(
+        self, given: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """What `compute` makes of `given`, on the host once the event has happened; None: it is there.
+
+        `given` is a tensor of the first stream and nobody else's; what `compute` uses beside it must not go meanwhile.
+        """
+        if self._stream is None:
+            return compute(given).cpu(), None
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        given.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            result = compute(given).to("cpu", non_blocking=True)  # to memory that the device can write by itself
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        return result, event
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from service.core import Size
 from service.engine.continuous import ContinuousLoop
-from service.engine.contract import Command, Happened, Message, Picture, Pixels, Stepped
+from service.engine.contract import Command, Decoded, Happened, Message, Picture, Stepped
 from service.engine.fake import FakeModel, FakeRow
 from service.engine.faults import Faults, FaultyRow, FaultyStepModel
 from service.engine.profile import Curve, Point, Profile
@@ -51,12 +51,36 @@ class Wire:
         return [each for each in (*self.sent, *events) if isinstance(each, kind)]
 
 
-class Bench(FakeModel, Wire):
-    """A loop with its inbox, what it sent, and a hook that runs after every step; it is the loop's model itself."""
+class StepsLater:
+    """An event of a device: it happens when so many more steps have been made, or somebody waits for it."""
 
-    def __init__(self, faults: str = "", slots: int = 8, decode_seconds: float = 0.0, **sizes: int) -> None:
+    def __init__(self, bench: "Bench", steps: int) -> None:
+        self._bench = bench
+        self._due = len(bench.batches) + steps
+        self.was_waited_for = False
+
+    def query(self) -> bool:
+        """Whether it has happened."""
+        return self.was_waited_for or len(self._bench.batches) >= self._due
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+        self.was_waited_for = self.was_waited_for or not self.query()
+
+
+class Bench(FakeModel, Wire):
+    """A loop with its inbox, what it sent, and a hook that runs after every step; it is the loop's model itself.
+
+    With `decode_steps` a picture is decoded beside that many steps.
+    """
+
+    def __init__(
+        self, faults: str = "", slots: int = 8, decode_seconds: float = 0.0, decode_steps: int = 0, **sizes: int
+    ) -> None:
         super().__init__(EngineSettings(model="fake:"))
         self.decode_seconds = decode_seconds
+        self.decode_steps = decode_steps
+        self.events: list[StepsLater] = []  # of decoding
         self.now = 1000.0
         self.inbox = Inbox()
         self.sent: list[Message] = []
@@ -79,11 +103,20 @@ class Bench(FakeModel, Wire):
         self.after_step(len(self.batches))
         return outcome
 
-    def decode(self, rows: Sequence[FakeRow]) -> list[Pixels]:
+    def decode(self, rows: Sequence[FakeRow]) -> list[Decoded]:
         """The fake model's pictures, recorded."""
         self.decoded.append([row.picture.task_id for row in rows])
         self.now += self.decode_seconds * len(rows)
-        return super().decode(rows)
+        decoded = super().decode(rows)
+        if not self.decodes_beside:
+            return decoded
+        self.events.append(StepsLater(self, self.decode_steps))
+        return [replace(each, event=self.events[-1]) for each in decoded]
+
+    @property
+    def decodes_beside(self) -> bool:
+        """See `StepModel.decodes_beside`."""
+        return self.decode_steps > 0
 
     def run(self, turns: int = 1000) -> None:
         """Turns until nothing is left to do, at most so many."""

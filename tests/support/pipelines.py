@@ -1,6 +1,7 @@
 """Tiny pipelines with random weights, made in a moment, and the pictures that diffusers itself draws with them."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from transformers import (
 
 from service.core import Params
 from service.engine import schedulers
-from service.engine.pipeline import LoadedPipeline, to_pixels
+from service.engine.pipeline import LoadedPipeline
 from service.settings import EngineSettings
 
 EMBEDDED = "models/tiny"
@@ -172,10 +173,11 @@ def flux(folder: Path, guidance_embeds: bool = False) -> None:
 
 
 def loaded(model: str | Path, **settings: Any) -> LoadedPipeline:
-    """A model folder, on the CPU."""
-    given: dict[str, Any] = {"min_size": 32 if model != EMBEDDED else None, **settings}
+    """A model folder in float32, on the CPU or on `TEST_DEVICE`."""
+    defaults: dict[str, Any] = {"device": os.environ.get("TEST_DEVICE", "cpu"), "dtype": "float32"}
+    size = {"min_size": 32 if model != EMBEDDED else None}
     with quiet():
-        return LoadedPipeline(EngineSettings(model=str(model), device="cpu", **given))
+        return LoadedPipeline(EngineSettings(model=str(model), **{**defaults, **size, **settings}))
 
 
 def lone(pipe: Any, params: Params) -> npt.NDArray[np.uint8]:
@@ -195,6 +197,6 @@ def lone(pipe: Any, params: Params) -> npt.NDArray[np.uint8]:
                 output_type="np",
                 **negative,
             )
-        return to_pixels(output.images[0])
+        return (output.images[0] * 255).round().astype(np.uint8)
     finally:
         pipe.scheduler = own

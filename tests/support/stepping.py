@@ -92,7 +92,12 @@ def draw(model: StepwiseModel, params: Sequence[Params]) -> list[Pixels]:
             rows += model.begin([waiting.pop(0)])
         assert not any(model.denoise(unfinished(rows)))
         turn += 1
-    return list(model.decode(rows))
+    return pictures_of(model, rows)
+
+
+def pictures_of(model: StepwiseModel, rows: Sequence[StepwiseRow]) -> list[Pixels]:
+    """The pictures of finished rows."""
+    return [each.pixels() for each in model.decode(rows)]
 
 
 def unfinished(rows: Sequence[StepwiseRow]) -> list[StepwiseRow]:

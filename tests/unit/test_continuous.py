@@ -101,6 +101,31 @@ def test_a_newcomer_does_not_wait_for_the_decoder() -> None:
     assert seen[0] == 5, "after steps of new2, new3 and new4, although new5 has arrived meanwhile"
 
 
+def test_steps_go_on_beside_the_decoder() -> None:
+    """Where the device can do both: a picture is handed out when it is there, and nobody waits for it before."""
+    bench = Bench(decode_steps=2)
+    bench.put(build.submit("a", num_inference_steps=1), build.submit("b", num_inference_steps=6))
+    bench.after_step = lambda step: None if step > 3 else bench.sent.append(Beat())
+    bench.run()
+    assert bench.batches[1:] == [[("b", step)] for step in range(1, 6)]
+    told = [each for each in bench.sent if isinstance(each, Beat | Finished)]
+    assert [type(each) for each in told[:5]] == [Beat, Beat, Beat, Finished, Finished], "after two more steps"
+    assert [each.was_waited_for for each in bench.events] == [False, True], "the last one with nothing else to do"
+    (finished, _) = bench.of(Finished)
+    assert np.array_equal(finished.pictures[0], colour(Picture("a", 0, build.params(num_inference_steps=1))))
+    assert finished.timings[Stage.VAE_DECODE] == pytest.approx(2 * STEP_SECONDS)
+    assert {each.task_ids for each in bench.of(Working)} >= {frozenset({"a", "b"})}, "also while it is decoded"
+
+
+def test_a_task_cancelled_while_it_is_decoded_is_not_handed_out() -> None:
+    """The device goes on with it, but nobody wants it any more."""
+    bench = Bench(decode_steps=2)
+    bench.put(build.submit("a", num_inference_steps=1), build.submit("b", num_inference_steps=6))
+    bench.after_step = lambda step: bench.put(Cancel("a", Reason.CLIENT_CANCELLED)) if step == 2 else None
+    bench.run()
+    assert [each.task_id for each in bench.of(Finished)] == ["b"]
+
+
 def test_admission_waits_for_one_step_at_most() -> None:
     """While a slot is free, a picture's first step begins at the next boundary."""
     bench = Bench()
@@ -397,9 +422,11 @@ def test_draining_finishes_what_has_started_and_nothing_else() -> None:
 class Life(RuleBasedStateMachine):
     """Anything may happen at any step boundary: what is accepted ends once, and is denoised step by step."""
 
+    decode_steps = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench("fail=poison&oom_above=3", slots=4, s128x64=2)
+        self.bench = Bench("fail=poison&oom_above=3", slots=4, decode_steps=self.decode_steps, s128x64=2)
         self.accepted: dict[str, int] = {}  # steps of each picture
         self.cancelled: set[str] = set()
 
@@ -459,7 +486,9 @@ class Life(RuleBasedStateMachine):
         assert held.count((64, 64)) <= 4
         assert held.count((128, 64)) <= 2
         waiting = [each.picture for each in loop._waiting]
-        places = [*waiting, *loop._begun, *(each.picture for each in loop._done)]
+        decoding = [each.picture for decoding in loop._decoding for each in decoding.rows]
+        wanted = [each for each in decoding if each.task_id in loop._tasks]
+        places = [*waiting, *loop._begun, *(each.picture for each in loop._done), *wanted]
         assert len(places) == len(set(places))
         assert {each.task_id for each in places} <= loop._tasks.keys()
         ends = [each.task_id for each in self.bench.of(Finished) + self.bench.of(TaskFailed)]
@@ -478,6 +507,16 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class LifeBeside(Life):
+    """The same where pictures are decoded beside steps."""
+
+    decode_steps = 2
+
+
+TestLifeBeside = LifeBeside.TestCase
+TestLifeBeside.settings = TestLife.settings
 
 
 def test_the_time_of_every_step_is_paid_for_or_wasted() -> None:

@@ -51,19 +51,16 @@ def test_a_picture_need_not_be_square(load: Models, name: str, width: int, heigh
 
 
 def test_a_vae_that_overflows_in_half_precision_decodes_in_single(tmp_path: Path) -> None:
-    """As the pipeline does it; afterwards, also after an error, the autoencoder is in half precision again."""
+    """As the pipeline does it for each call."""
     loaded = make(tmp_path, pipelines.stable_diffusion_xl, dtype="float16")
     family = families.of(loaded)
     assert family is not None
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)).half()
     with pipelines.quiet(), torch.inference_mode():
         images = family.decode(latents, 32, 32)
-        with pytest.raises(RuntimeError):
-            family.decode(latents[:, :3], 32, 32)
-        assert loaded.pipe.vae.dtype == torch.float16
         single = loaded.pipe.vae.to(torch.float32).decode(latents.float() / loaded.pipe.vae.config.scaling_factor)
-    expected = (single.sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    assert np.abs(images - expected).max() < 1e-6
+    expected = (single.sample / 2 + 0.5).clamp(0, 1)
+    assert (images - expected).abs().max() < 1e-6
 
 
 def test_a_safety_checker_is_applied_to_each_picture(load: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from service.core import Params
 from service.engine.contract import Picture
 from service.engine.stepwise import Prompt, PromptCache, StepwiseModel
 from tests.support import build, pipelines
-from tests.support.stepping import Models, assert_same, draw, stepwise, unfinished, wishes
+from tests.support.stepping import Models, assert_same, draw, pictures_of, stepwise, unfinished, wishes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -130,7 +130,7 @@ def test_an_error_in_a_scheduler_is_that_row_s_alone(load: Models) -> None:
     others = [rows[0], rows[2]]
     while unfinished(others):
         model.denoise(unfinished(others))
-    assert_same(model.decode(others), [pipelines.lone(loaded.pipe, each) for each in (params[0], params[2])])
+    assert_same(pictures_of(model, others), [pipelines.lone(loaded.pipe, each) for each in (params[0], params[2])])
 
 
 def test_an_error_in_the_denoiser_leaves_every_row_as_it_was(load: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,4 +153,4 @@ def test_an_error_in_the_denoiser_leaves_every_row_as_it_was(load: Models, monke
     for row in rows:
         while unfinished([row]):
             model.denoise([row])
-    assert_same(model.decode(rows), [pipelines.lone(loaded.pipe, each) for each in params])
+    assert_same(pictures_of(model, rows), [pipelines.lone(loaded.pipe, each) for each in params])

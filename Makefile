@@ -12,7 +12,7 @@ TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
 TEST_PROGRAMS := initdb:postgresql redis-server:redis-server cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
-.PHONY: help run stack stack-down test test-fleet test-stack test-compose gameday lint format bench bench-telemetry soak config lock clean
+.PHONY: help run stack stack-down test test-fleet test-stack test-compose test-gpu gameday lint format bench bench-gpu bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -43,6 +43,9 @@ test-compose: $(READY) ## start the stack in containers, with stand-ins where no
 	@tools/setup programs dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap
 	$(BIN)/pytest -o faulthandler_timeout=1800 tests/compose $(ARGS)
 
+test-gpu: $(READY) ## what needs a GPU, and the differential tests on it; ARGS="pytest arguments"
+	TEST_DEVICE=cuda NVIDIA_TF32_OVERRIDE=0 $(BIN)/pytest tests/gpu tests/integration/test_differential.py $(ARGS)
+
 gameday: $(READY) ## make every alert fire and resolve, and write docs/gameday.md; or ARGS=--core, or other arguments
 	@tools/setup programs $(TEST_PROGRAMS) prometheus-alertmanager:prometheus-alertmanager
 	$(BIN)/safelight gameday $(or $(ARGS),--markdown docs/gameday.md)
@@ -58,6 +61,9 @@ format: $(READY) ## fix style where a tool can
 
 bench: $(READY) ## measure the engine side by side with the bare pipeline; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-gpu: $(READY) ## the modes side by side on a GPU; ARGS="--model sdxl" or other arguments
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-telemetry: $(READY) ## measure what telemetry costs; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.telemetry $(ARGS)

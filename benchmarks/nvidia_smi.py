@@ -100,7 +100,7 @@ def agrees(pair: Pair, values: list[float | None], text: str) -> bool:
     if not known:
         return False
     digits = len(text.partition(".")[2])
-    slack = 10.0 ** -digits + (CHANGING * said if pair.changes else 0.0)
+    slack = 10.0**-digits + (CHANGING * said if pair.changes else 0.0)
     return min(known) - slack <= said <= max(known) + slack
 
 

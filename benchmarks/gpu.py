@@ -213,12 +213,9 @@ def run(arguments: argparse.Namespace, results: Results) -> Iterator[str]:
             with bare_process(str(folder), "cuda") as bare:
                 yield from _bare(bare, results)
         settings = {"device": "cuda", "dtype": "auto", "queue_limit": 1000}
-        with ThreadPoolExecutor() as pool:
-            started = pool.map(
-                lambda mode: stack.enter_context(service(str(folder), {**settings, "batching": mode})),
-                arguments.modes,
-            )
-            services = dict(zip(arguments.modes, started, strict=True))
+        services = {  # one after the other: each profiles itself
+            mode: stack.enter_context(service(str(folder), {**settings, "batching": mode})) for mode in arguments.modes
+        }
         if Batching.CONTINUOUS in services:
             results.slots = services[Batching.CONTINUOUS].slots()
             yield f"continuous: {results.slots} slots; {services[Batching.CONTINUOUS].get('/model').decode()}"

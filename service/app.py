@@ -141,7 +141,7 @@ class Service:
         if self.metrics_server is not None:
             await asyncio.to_thread(self.metrics_server.close)
         await self._source.stop()
-        await asyncio.to_thread(self._database.close)
+        await self._database.stop()
         self._observer.observe(ServiceStopped())
         await asyncio.to_thread(self._telemetry.provider.shutdown)
 

@@ -146,6 +146,6 @@ class Worker:
         await self._news.stop()
         await self._streams.close()
         await self._redis.aclose()
-        await asyncio.to_thread(self._database.close)
+        await self._database.stop()
         self._observer.observe(ServiceStopped())
         await asyncio.to_thread(self._telemetry.provider.shutdown)

@@ -44,7 +44,7 @@ class Services:
         return self.runner.ready
 
 
-def _services(connection: HTTPConnection) -> Services:
+async def _services(connection: HTTPConnection) -> Services:  # or each request would take a thread for it
     services: Services = connection.app.state.services
     return services
 

@@ -3,7 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Generic
 
@@ -24,34 +24,13 @@ from service.engine.loop import EngineLoop
 from service.engine.policy import Candidate, Order, Turn
 from service.engine.profile import Profile
 from service.engine.splitting import Splitter
-from service.engine.task import Begun, Waiting
+from service.engine.task import Begun, Decoding, Waiting
 
 SETTLED_SECONDS = 1.0  # ageing and raised caps are looked at so often
 MAX_DEFERRALS = 3
+MAX_DECODING = 2  # calls of the decoder that go on beside steps
+LOOK_SECONDS = 0.001  # between looks whether they are over, when there is nothing else to do
 REMEMBERED_STEPS = 65  # so that the metric tells more than 64 from 64
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding(Generic[R]):
-    """Finished rows on their way to pictures since monotonic `began`."""
-
-    began: float
-    parts: list[tuple[Begun[R], Decoded]]
-
-    @property
-    def rows(self) -> list[Begun[R]]:
-        """Whose pictures they will be."""
-        return [row for row, _ in self.parts]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all are there."""
-        return all(decoded.is_there for _, decoded in self.parts)
-
-    def wait(self) -> None:
-        """Until all are."""
-        for _, decoded in self.parts:
-            decoded.pixels()
 
 
 class ContinuousLoop(EngineLoop, Generic[R]):
@@ -90,7 +69,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         if batch:
             self._denoise(batch)
         elif self._decoding:
-            self._decoding[0].wait()
+            self._receive(timeout=LOOK_SECONDS)
         elif not self._waiting and not self._done:
             self._rest()
 
@@ -142,6 +121,8 @@ class ContinuousLoop(EngineLoop, Generic[R]):
 
     def _begin(self, newcomers: Sequence[Candidate], now: float) -> bool:
         """Encode the prompts and draw the first latents of pictures that got a slot."""
+        if any(each.alone for each in newcomers):
+            self._settle()
         waiting = {each.picture: each for each in self._waiting}
         self._start(waiting.keys() & {each.picture for each in newcomers})
         free = Counter(
@@ -204,6 +185,8 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 self._settled_until = 0.0
 
     def _step(self, batch: Sequence[Begun[R]]) -> Sequence[Exception | None]:
+        if any(each.waiting.alone for each in batch):
+            self._settle()
         members = tuple((each.picture.task_id, each.row.step) for each in batch)
         self._works_on(each.picture for each in batch)
         self._model.peak_bytes()  # what came before is not the step's
@@ -265,7 +248,8 @@ class ContinuousLoop(EngineLoop, Generic[R]):
     def _part(self) -> list[Begun[R]]:
         """Take finished rows of one size, as many as are decoded together."""
         size = self._done[0].size
-        part = [each for each in self._done if each.size == size][: self._profile.decoded_together(size)]
+        most = self._profile.max_batch if self._model.decodes_beside else self._profile.decoded_together(size)
+        part = [each for each in self._done if each.size == size][:most]
         self._done = [each for each in self._done if each not in part]
         return part
 
@@ -274,39 +258,43 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         return self._model.decode([each.row for each in batch])
 
     def _start_decoding(self, batch: Sequence[Begun[R]]) -> None:
-        began = self._clock()
-        parts: list[tuple[Begun[R], Decoded]] = []
+        is_alone = any(each.waiting.alone for each in batch)
+        self._settle(leaving=0 if is_alone else MAX_DECODING - 1)
+        decoding: Decoding[R] = Decoding(self._clock(), batch[0].picture.task_id)
+        self._decoding.append(decoding)
         for each, decoded in self._splitter.apart(batch, self._decode, Stage.VAE_DECODE):
             if isinstance(decoded, Exception):
                 self._fail(each.picture.task_id, decoded)
-            else:
-                parts.append((each, decoded))
-        if parts:
-            self._decoding.append(Decoding(began, parts))
+            elif (task := self._tasks.get(each.picture.task_id)) is not None:
+                decoding.parts.append((each, task, decoded))
+        if is_alone:
+            self._settle()
+
+    def _settle(self, leaving: int = 0) -> None:
+        """Wait until at most `leaving` calls of the decoder go on; none may beside one that is to run alone."""
+        while len(self._decoding) > leaving:
+            self._hand_out(self._decoding.pop(0))
 
     def _collect(self) -> None:
         """Hand out what has been decoded, in order."""
         while self._decoding and self._decoding[0].is_over:
             self._hand_out(self._decoding.pop(0))
 
-    def _hand_out(self, decoding: "Decoding[R]") -> None:
-        for each, decoded in decoding.parts:
-            task_id = each.picture.task_id
-            if task_id in self._tasks:
-                self._tasks[task_id].keep(each.picture.index, decoded.pixels(), each.row.truncated)
+    def _hand_out(self, decoding: Decoding[R]) -> None:
+        """Wait for the pictures, and give them to those of their tasks that are still there."""
+        for each, task, decoded in decoding.parts:
+            task.keep(each.picture.index, decoded.pixels(), each.row.truncated)
         ended = self._clock()
-        rows = decoding.rows
-        self._observe(StageFinished(Stage.VAE_DECODE, ended - decoding.began, rows[0].picture.task_id))
-        for task_id in {each.picture.task_id for each in rows} & self._tasks.keys():
-            task = self._tasks[task_id]
-            if task.is_complete:
+        self._observe(StageFinished(Stage.VAE_DECODE, ended - decoding.began, decoding.first))
+        for task_id, task in {each.picture.task_id: task for each, task, _ in decoding.parts}.items():
+            if task.is_complete and self._tasks.get(task_id) is task:
                 task.decoded(ended)
                 self._observe(StageFinished(Stage.DENOISE, task.timings[Stage.DENOISE], task_id))
                 self._finish(task_id)
 
     def _works_on(self, pictures: Iterable[Picture]) -> None:
         """What is being decoded meanwhile may take the device down too."""
-        super()._works_on([*pictures, *(each.picture for decoding in self._decoding for each in decoding.rows)])
+        super()._works_on([*pictures, *(each.picture for decoding in self._decoding for each, _, _ in decoding.parts)])
 
     # What goes wrong
 

@@ -47,6 +47,10 @@ class Family(Protocol):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The denoiser's output, [rows, ...] as `latents`; `timesteps` are float32, [rows]."""
 
+    @property
+    def looks_at_pictures(self) -> bool:
+        """Whether `decode` waits for the pictures itself, to check or mark them on the host."""
+
     def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """The pictures of finished `latents`, [rows, 3, height, width] in 0..1; sizes in pixels."""
 
@@ -96,6 +100,11 @@ class StableDiffusion:
         output: torch.Tensor = self._unet(latents, timesteps, **conditioning, return_dict=False)[0]
         return output
 
+    @property
+    def looks_at_pictures(self) -> bool:
+        """With a safety checker."""
+        return self._pipe.safety_checker is not None
+
     def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Pictures that passed the pipeline's safety checker, if it has one; the others are black."""
         pipe = self._pipe
@@ -140,6 +149,11 @@ class StableDiffusionXL(StableDiffusion):
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=pooled.dtype, device=self._device).expand(len(params), -1)
         added = {"text_embeds": pooled, "time_ids": ids}
         return {**super().conditioning(embeddings, params), "added_cond_kwargs": added}
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        """With a watermark."""
+        return self._pipe.watermark is not None
 
     def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Pictures, with the pipeline's watermark if it has one."""
@@ -214,6 +228,8 @@ class Flux:
         times = timesteps.to(latents.dtype) / 1000
         output: torch.Tensor = self._transformer(latents, timestep=times, **conditioning, return_dict=False)[0]
         return output
+
+    looks_at_pictures = False
 
     def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Pictures."""

@@ -162,6 +162,7 @@ class _StageWatch:
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
+        synchronize(self._device)
         self._ended = time.monotonic()
 
     def _called(self, *_: object) -> None:

@@ -129,7 +129,7 @@ class StepwiseModel:
         self.info = loaded.info
         self._loaded = loaded
         self._family = family
-        self._beside = Beside(loaded.device)
+        self._beside = Beside(loaded.device, wanted=not family.looks_at_pictures)
         self._cache = PromptCache(prompt_cache_bytes)
         self.observe = observe
         self._pristine: dict[str, tuple[Any, bool]] = {}  # schedulers by name, never stepped

@@ -6,7 +6,7 @@ from typing import Generic, Protocol
 
 from observability.labels import Priority, Stage
 from service.core import Params, Size
-from service.engine.contract import Picture, Pixels, R
+from service.engine.contract import Decoded, Picture, Pixels, R
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +146,17 @@ class Task:
         self.steps_done = kept
         self.batch_seconds -= seconds
         return lost, seconds
+
+
+@dataclass(slots=True)
+class Decoding(Generic[R]):
+    """Finished rows on their way to pictures since monotonic `began`; `first` is the task of the first."""
+
+    began: float
+    first: str
+    parts: list[tuple[Begun[R], Task, Decoded]] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all are there."""
+        return all(decoded.is_there for _, _, decoded in self.parts)

@@ -109,12 +109,14 @@ def synchronize(device: torch.device) -> None:
 
 
 class Beside:
-    """A second stream of a CUDA device, whose work fills what gaps the first one leaves; elsewhere there is none."""
+    """A second stream of a CUDA device, whose work fills what gaps the first one leaves; elsewhere, and where it is not
+    `wanted`, there is none.
+    """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, wanted: bool) -> None:
         self._device = device
-        is_cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+        is_there = wanted and device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if is_there else None  # type: ignore[no-untyped-call]
 
     @property
     def is_there(self) -> bool:

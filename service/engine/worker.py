@@ -95,8 +95,8 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     give_way(settings)
     loaded = LoadedPipeline(settings)
     forget_garbage()
-    family = families.of(loaded)
-    if settings.batching is not Batching.CONTINUOUS or family is None:
+    family = families.of(loaded) if settings.batching is Batching.CONTINUOUS else None
+    if family is None:
         return _window_loop(PipelineModel(loaded), faults, settings, inbox, send, began)
 
     cache_bytes = int(settings.prompt_cache_mb * 2**20)

@@ -22,8 +22,8 @@ class Backlog(Protocol):
     def reserved(self, params: Params, priority: Priority) -> AbstractContextManager[None]:
         """Meanwhile a job is counted in that is being recorded."""
 
-    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None) -> float | None:
-        """How long a job that were accepted now would take, if that is known."""
+    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None, enough: float) -> float | None:
+        """How long a job that were accepted now would take, if that is known and may be more than `enough`."""
 
     def seconds_alone(self, params: Params) -> float | None:
         """How long it would take if nothing else were there."""

@@ -32,6 +32,7 @@ from service.storage.database import Database
 log = logging.getLogger("safelight.jobs")
 
 MAX_CRASHES = 2
+SAVE_AGAIN_SECONDS = 1.0
 NOT_NOW = Recording()  # of a job that an earlier process recorded
 Judge = Callable[[str, Reason, str], tuple[Reason, str] | None]
 """How a failure ends the jobs of a computation, by its id: reason and detail; None if others are to make them."""
@@ -70,6 +71,8 @@ class Board:
         self._flights = Flights(on_room)
         self._background = Background()
         self._recorder = Recorder(database)
+        self._unsaved: dict[str, Job] = {}
+        self._is_saving = False
         self._working: frozenset[str] = frozenset()
         self.outlook = Outlook(estimator, self._flights, clock)
 
@@ -288,6 +291,7 @@ class Board:
     def _let_go(self, live: LiveJob) -> None:
         """The job is no business of this process any more; it may not have ended here."""
         self._live.pop(live.job.id, None)
+        self._unsaved.pop(live.job.id, None)
         live.flight.members.pop(live.job.id, None)
         live.done.set()
         live.tell(Snapshot(live.job, live.flight.steps_done, None, None) if live.job.is_finished else None)
@@ -325,7 +329,23 @@ class Board:
 
     def _save_and_publish(self, live: LiveJob) -> None:
         self._publish(live)
-        self._background.spawn(self._database.run(partial(table.save, job=live.job)))
+        self._unsaved[live.job.id] = live.job
+        if not self._is_saving:
+            self._is_saving = True
+            self._background.spawn(self._save())
+
+    async def _save(self) -> None:
+        """What changes meanwhile is saved afterwards. If the database is away, the record is behind for a while."""
+        try:
+            while self._unsaved:
+                jobs, self._unsaved = self._unsaved, {}
+                try:
+                    await self._database.autocommit(partial(table.mark, changed=list(jobs.values())))
+                except Unavailable:
+                    self._unsaved = {name: job for name, job in jobs.items() if name in self._live} | self._unsaved
+                    await asyncio.sleep(SAVE_AGAIN_SECONDS)
+        finally:
+            self._is_saving = False
 
     def _queue_changed(self) -> None:
         self.outlook.changed()

@@ -1,6 +1,7 @@
 """When each computation will be done: the queue, played forward by the engine's profile."""
 
 import math
+import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ WEIGHT = 0.1
 MAX_RATIO = 5.0  # one step that was held up says little about the next
 FORGET_SECONDS = 30.0
 NEARLY_NONE = 1e-9
+CHEAP_SECONDS = 0.001  # of the processor: a forecast that took no more is made after every change
+PAUSE = 20.0  # after one that took more: so many times what it took
 
 Key = tuple[float | str, ...]  # sorts by the order of service
 
@@ -54,14 +57,15 @@ class Estimator:
         self._ready: Ready | None = None
         self._correction, self._corrected_at = 1.0, 0.0
         self._lowered: dict[Size, Lowered] = {}
-        self._costs: dict[tuple[Size, int], float] = {}  # of one step of one picture, by size and rows
+        self._costs: dict[tuple[Size, int], float] = {}  # of one step of one picture in a full batch, by size and rows
+        self._alone: dict[tuple[Size, int], float] = {}  # at most, alone too
         self.workers = 1
         """Engines that share the work."""
 
     def ready(self, message: Ready) -> None:
         """Take the model and the profile of an engine that has started."""
         self._ready = message
-        self._correction, self._lowered, self._costs = 1.0, {}, {}
+        self._correction, self._lowered, self._costs, self._alone = 1.0, {}, {}, {}
         is_continuous = message.batching is Batching.CONTINUOUS
         self._order = self._continuous_order if is_continuous else first_come_first_served
 
@@ -89,6 +93,26 @@ class Estimator:
         if not any(each.has_started for each in keys):  # what was slow is over
             correction = min(correction, 1.0)
         return Forecast({name: each * correction for name, each in self._play(keys, now).items()}, positions)
+
+    def alone(self, flight: Flight) -> float:
+        """The most seconds that what is left of a computation takes an engine, one picture after the other, alone or as
+        its share of full batches; 0: not known.
+        """
+        if self._ready is None:
+            return 0.0
+        params, profile = flight.params, self._ready.profile
+        kind = (params.size, self._ready.info.rows(params))
+        if kind not in self._alone:
+            self._alone[kind] = max(profile.step_seconds(*kind), profile.picture_step_seconds(*kind))
+        left = params.total_steps - flight.steps_done
+        return left * self._alone[kind] + params.num_images * profile.extra_seconds
+
+    def at_most(self, flights: Iterable[Flight], now: float) -> float:
+        """Seconds within which all `flights` are done, whatever the order; infinite without a profile."""
+        seconds = [self.alone(each) for each in flights]
+        if self._ready is None:
+            return math.inf
+        return (sum(seconds) / self.workers + max(seconds, default=0.0)) * self._faded(now)
 
     def work(self, flight: Flight) -> float:
         """The seconds that one engine would take for what is left of a computation, in full batches; 0: not known."""
@@ -180,35 +204,71 @@ def _fill(running: list[_Row], waiting: list[_Row], cap: int) -> None:
 
 
 class Outlook:
-    """What `flights` can expect, worked out at most once after each change."""
+    """What `flights` can expect, worked out at most once after each change.
 
-    def __init__(self, estimator: Estimator, flights: Flights, clock: Callable[[], float]) -> None:
+    Where there is so much that this costs, it is done less often: `processor` tells the thread's processor time.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        flights: Flights,
+        clock: Callable[[], float],
+        processor: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._estimator = estimator
         self._flights = flights
         self._clock = clock
-        self._forecast: Forecast | None = None
+        self._processor = processor
+        self._forecast = Forecast({}, {})
+        self._work = 0.0  # seconds, of all that was there then
+        self._made_at = self._not_before = -math.inf
+        self._is_stale = True
         self._reserved: list[Flight] = []
         self._names = count()
 
     def changed(self) -> None:
         """Something entered, went on or left."""
-        self._forecast = None
+        self._is_stale = True
 
     def of(self, flight: Flight) -> tuple[int | None, float | None]:
-        """Place in the queue and seconds left, where they are known; one whose pictures are made has 0 s left."""
-        if self._forecast is None:
-            self._forecast = self._estimator.forecast(self._flights, self._clock())
-        left_the_engine = 0.0 if flight not in self._flights else None
-        return self._forecast.positions.get(flight.id), self._forecast.seconds.get(flight.id, left_the_engine)
+        """Place in the queue and seconds left, where they are known; one whose pictures are made has 0 s left.
 
-    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None) -> float | None:
-        """How long a job that were accepted now would take; one that can join a computation ends with it."""
+        One that came since the last look stands behind all that were there.
+        """
+        now = self._clock()
+        if self._is_stale and now >= self._not_before:
+            self._look(now)
+        if flight not in self._flights:
+            return None, 0.0
+        seconds, place = self._forecast.seconds.get(flight.id), self._forecast.positions.get(flight.id)
+        if seconds is None and now > self._made_at and (alone := self._estimator.alone(flight)):
+            seconds, place = self._work + alone, len(self._forecast.positions)
+        left = None if seconds is None else max(0.0, seconds - (now - self._made_at))
+        return (None if flight.has_started else place), left
+
+    def _look(self, now: float) -> None:
+        began = self._processor()
+        self._forecast, self._made_at, self._is_stale = self._estimator.forecast(self._flights, now), now, False
+        self._work = sum(map(self._estimator.work, self._flights)) / self._estimator.workers
+        cost = self._processor() - began
+        self._not_before = now + PAUSE * cost if cost > CHEAP_SECONDS else now
+
+    def seconds_for(
+        self, params: Params, priority: Priority, cache_key: str | None, enough: float = 0.0
+    ) -> float | None:
+        """How long a job that were accepted now would take; one that can join a computation ends with it.
+
+        None where that is not known, or where it is at most `enough` whatever the order.
+        """
         flight = self._flights.joinable(cache_key) if cache_key is not None else None
         if flight is not None:
             return self.of(flight)[1]
         flight = self._imagined(params, priority)
-        forecast = self._estimator.forecast((*self._flights, *self._reserved, flight), flight.entered_at)
-        return forecast.seconds.get(flight.id)
+        flights = (*self._flights, *self._reserved, flight)
+        if self._estimator.at_most(flights, flight.entered_at) <= enough:
+            return None
+        return self._estimator.forecast(flights, flight.entered_at).seconds.get(flight.id)
 
     def seconds_alone(self, params: Params) -> float | None:
         """How long it would take if nothing else were there."""

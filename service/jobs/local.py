@@ -39,9 +39,9 @@ class LocalBacklog:
         """See `Backlog`."""
         return self._board.outlook.reserved(params, priority)
 
-    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None) -> float | None:
+    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None, enough: float) -> float | None:
         """See `Backlog`."""
-        return self._board.outlook.seconds_for(params, priority, cache_key)
+        return self._board.outlook.seconds_for(params, priority, cache_key, enough)
 
     def seconds_alone(self, params: Params) -> float | None:
         """See `Backlog`."""

@@ -121,7 +121,7 @@ class JobService:
         if self._backlog.waiting >= self._queue_limit:
             return QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
         cache_key = order.params.cache_key(self._revision()) if order.use_cache else None
-        seconds = self._backlog.seconds_for(order.params, order.priority, cache_key)
+        seconds = self._backlog.seconds_for(order.params, order.priority, cache_key, order.timeout)
         if seconds is None or seconds <= order.timeout:
             return None
         alone = self._backlog.seconds_alone(order.params) or 0.0
@@ -183,7 +183,7 @@ class JobService:
         found = await self._backlog.find(job_id)
         if found is not None:
             return found
-        job = await self._database.run(partial(table.get, job_id=job_id))
+        job = await self._database.autocommit(partial(table.get, job_id=job_id))
         if job is None or (job.finished_at is not None and job.finished_at <= self._wall() - self._retention):
             raise NotFound(f"there is no job {job_id[:64]!r}; finished jobs are kept for {self._retention:g} s")
         return await self._backlog.snapshot(job)
@@ -196,7 +196,7 @@ class JobService:
         """
         since = self._wall() - self._retention
         query = partial(table.page, states=states, reasons=reasons, limit=limit, before=before, since=since)
-        return [await self._backlog.snapshot(job) for job in await self._database.run(query)]
+        return [await self._backlog.snapshot(job) for job in await self._database.autocommit(query)]
 
     async def image(self, job_id: str, index: int) -> tuple[bytes, Job]:
         """The bytes of picture `index` of a completed job. Raises `NotFound`, and `Unavailable` without the store."""

@@ -31,6 +31,13 @@ def save(connection: Connection, job: Job) -> bool:
     return written.rowcount > 0
 
 
+def mark(connection: Connection, changed: Sequence[Job]) -> None:
+    """Record whether unfinished jobs have started, each by itself."""
+    for job in changed:
+        now = {"state": job.state.value, "started_at": job.started_at, "timings": json.dumps(dict(job.timings))}
+        connection.execute(update(jobs).where(jobs.c.id == job.id, IS_UNFINISHED).values(**now))
+
+
 def stands(connection: Connection, job: Job) -> bool:
     """Whether the record has this very end, perhaps from a transaction whose answer was lost."""
     is_same = (jobs.c.id == job.id, jobs.c.state == job.state.value, jobs.c.finished_at == job.finished_at)

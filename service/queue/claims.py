@@ -176,7 +176,7 @@ class Claims:
         """
         held = {name: self._held[name] for name in (self._held if flights is None else flights) if name in self._held}
         known = {live.job.id for each in self._board.flights.known(held) for live in each.members.values()}
-        jobs = await self._database.run(partial(ledger.waiting, names=list(held))) if held else []
+        jobs = await self._database.autocommit(partial(ledger.waiting, names=list(held))) if held else []
         for job_id in known - {job.id for job in jobs}:
             self._board.forget(job_id, Reason.MOVED)
         for job in jobs:

@@ -47,17 +47,22 @@ def _locked(connection: Connection, flight: str | None) -> Row[Any] | None:
 
 
 def _is_wanted(connection: Connection, row: Row[Any]) -> bool:
-    """Whether a job waits for a computation, whose row is locked; one that nobody wants is forgotten.
+    """Whether a job waits for a computation, whose row is locked; one that nobody wants is forgotten."""
+    if connection.execute(select(jobs.c.id).where(jobs.c.flight == row.id, IS_UNFINISHED).limit(1)).first():
+        return True
+    _forget(connection, row)
+    return False
+
+
+def _forget(connection: Connection, row: Row[Any]) -> None:
+    """Nobody wants the computation any more.
 
     Earlier turns may have left pictures that no job got: they are recorded, so that they are found to be nobody's. The
     present one's worker does that itself, and has perhaps begun to, before it comes to lock this row.
     """
-    if connection.execute(select(jobs.c.id).where(jobs.c.flight == row.id, IS_UNFINISHED).limit(1)).first():
-        return True
     over = row.runs + (row.worker is None)
     table.add_leftovers(connection, [_blob(row.id, number) for number in range(1, over)], row.created_at)
     connection.execute(delete(flights).where(flights.c.id == row.id))
-    return False
 
 
 # For those who bring work
@@ -131,13 +136,17 @@ def _add(connection: Connection, job: Job) -> None:
 def begin(connection: Connection, flight: str, worker: str) -> tuple[Run, list[Job]] | None:
     """Take a turn at the computation: the turn, and the jobs that wait. None if nobody waits any more."""
     row = _locked(connection, flight)
-    if row is None or not _is_wanted(connection, row):
+    if row is None:
+        return None
+    found = waiting(connection, [flight])
+    if not found:
+        _forget(connection, row)
         return None
     is_lost = row.worker is not None and row.worker != worker
     run = Run(flight, row.runs + 1, row.lost + is_lost, row.failed or 0)
     turn = {"runs": run.number, "lost": run.lost, "worker": worker}
     connection.execute(update(flights).where(flights.c.id == flight).values(**turn))
-    return run, waiting(connection, [flight])
+    return run, found
 
 
 def waiting(connection: Connection, names: Sequence[str]) -> list[Job]:

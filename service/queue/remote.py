@@ -93,7 +93,7 @@ class FleetBacklog:
             self._estimator.ready(self._roster.ready)
         self._estimator.workers = max(1, len(self._roster.workers))
         before = set(self._live)  # what comes while the table is read may not be in what is read
-        unfinished = await self._database.run(table.unfinished)
+        unfinished = await self._database.autocommit(table.unfinished)
         now = self._wall()
         here = {job.id: job for job in unfinished if job.expires_at > now}
         for gone in before - here.keys():
@@ -188,10 +188,10 @@ class FleetBacklog:
         """See `Backlog`."""
         return self._outlook.reserved(params, priority)
 
-    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None) -> float | None:
+    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None, enough: float) -> float | None:
         """See `Backlog`; who shares a computation is settled by the table only."""
         del cache_key
-        return self._outlook.seconds_for(params, priority, None)
+        return self._outlook.seconds_for(params, priority, None, enough)
 
     def seconds_alone(self, params: Params) -> float | None:
         """See `Backlog`."""
@@ -219,7 +219,7 @@ class FleetBacklog:
 
     async def _join(self, job: Job) -> None:
         assert job.flight is not None, "placed"
-        maker = await self._database.run(partial(ledger.maker_of, flight=job.flight))
+        maker = await self._database.autocommit(partial(ledger.maker_of, flight=job.flight))
         if maker is None:
             return
         worker, priority = maker
@@ -236,7 +236,9 @@ class FleetBacklog:
             return Snapshot(job, job.params.total_steps if job.state is JobState.COMPLETED else 0, None, None)
         live = self._live.get(job.id)
         position, seconds = (None, None) if live is None else self._outlook.of(live.flight)
-        if (told := await self._progress(job)) is not None:
+        has_started = job.state is JobState.PROCESSING or (live is not None and live.flight.has_started)
+        told = await self._progress(job) if has_started else None
+        if told is not None:
             return Snapshot(job, told["steps"], None, told["left"] or seconds)
         return Snapshot(job, 0, position, seconds)
 
@@ -253,7 +255,7 @@ class FleetBacklog:
         return None
 
     async def _record(self, job_id: str) -> Job | None:
-        return await self._database.run(partial(table.get, job_id=job_id))
+        return await self._database.autocommit(partial(table.get, job_id=job_id))
 
     async def wait(self, job_id: str, seconds: float) -> Snapshot | None:
         """See `Backlog`."""

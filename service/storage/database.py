@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.errors import StartupError, Unavailable
 
@@ -36,6 +38,7 @@ T = TypeVar("T")
 
 # That PostgreSQL is away shows soon: seconds, milliseconds, milliseconds.
 SOON = {"connect_timeout": 2, "tcp_user_timeout": 5000, "options": "-c statement_timeout=30000"}
+CONNECTIONS = 8  # to a server, at most
 PREPARING = 7_245_331  # of an advisory lock: any number that nobody else takes
 
 metadata = MetaData()
@@ -111,9 +114,10 @@ responses = Table(
 
 
 class Database:
-    """A SQLAlchemy engine, and threads that run its transactions away from the event loop.
+    """SQLAlchemy engines, and the one way in which the event loop reaches them.
 
-    SQLite gets one thread, so that writes never wait for a lock and stay in the order of their calls.
+    A server is asked from the loop itself. SQLite gets a thread, so that writes never wait for a lock and stay in the
+    order of their calls.
     """
 
     def __init__(self, url: str) -> None:
@@ -122,7 +126,7 @@ class Database:
             is_sqlite = parsed.get_backend_name() == "sqlite"
             if is_sqlite and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            options: dict[str, Any] = {} if is_sqlite else {"pool_pre_ping": True, "connect_args": SOON}
+            options: dict[str, Any] = {} if is_sqlite else {"connect_args": SOON}
             self._engine = create_engine(url, hide_parameters=True, **options)  # parameters have prompts
             if is_sqlite:
                 event.listen(self._engine, "connect", _configure_sqlite)
@@ -131,16 +135,17 @@ class Database:
         except (ArgumentError, SQLAlchemyError, ImportError, OSError) as error:
             first_line = str(error).splitlines()[0]
             raise StartupError(f"SAFELIGHT_DATABASE_URL: the database cannot be opened: {first_line}") from error
-        self._threads = ThreadPoolExecutor(1 if is_sqlite else 8, thread_name_prefix="safelight-database")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="safelight-database") if is_sqlite else None
+        self._server = None if is_sqlite else _Server(url, options)
 
     @property
     def is_remote(self) -> bool:
         """Whether it is a server."""
-        return self._engine.dialect.name != "sqlite"
+        return self._server is not None
 
     async def check(self) -> None:
         """Look whether it answers. Raises `Unavailable`."""
-        await self.run(lambda connection: connection.execute(text("SELECT 1")))
+        await self.autocommit(lambda connection: connection.execute(text("SELECT 1")))
 
     @property
     def engine(self) -> Engine:
@@ -148,27 +153,97 @@ class Database:
         return self._engine
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work` in one transaction, in a database thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_here, work)
-
-    def run_here(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work` in one transaction, in the calling thread.
+        """The result of `work` in one transaction, which goes on to its end if the caller is cancelled.
 
         Raises `Unavailable` when the database cannot be reached or written.
         """
-        try:
-            with self._engine.begin() as connection:
-                return work(connection)
-        except (OperationalError, InterfaceError, InternalError) as error:
-            log.exception("a database transaction failed")
-            if isinstance(error, InternalError):  # this server takes no changes any more; another may
-                self._engine.dispose()
-            raise Unavailable("the database cannot be used at the moment", retry_after=5) from error
+        if self._server is not None:
+            return await self._server.run(work, in_transaction=True)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.run_here, work)
+
+    async def autocommit(self, work: Callable[[Connection], T]) -> T:
+        """The same where each statement is a transaction of its own, for single queries and for what may be done twice:
+        two round trips less. In SQLite all is one transaction.
+        """
+        if self._server is not None:
+            return await self._server.run(work, in_transaction=False)
+        return await self.run(work)
+
+    def run_here(self, work: Callable[[Connection], T]) -> T:
+        """`run` in the calling thread."""
+        with _telling_that_it_is_away(), self._engine.begin() as connection:
+            return work(connection)
+
+    async def stop(self) -> None:
+        """Wait for running transactions and close every connection."""
+        if self._server is not None:
+            await self._server.stop()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Wait for running transactions and close every connection."""
-        self._threads.shutdown(wait=True)
+        """The same for who used it in the calling thread only."""
+        if self._thread is not None:
+            self._thread.shutdown()
         self._engine.dispose()
+
+
+class _Server:
+    """Transactions on a database server, a bounded number at a time, each with a connection that is kept."""
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._engine = create_async_engine(url, hide_parameters=True, pool_size=CONNECTIONS, **options)
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._places = asyncio.Semaphore(CONNECTIONS)
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Callable[[Connection], T], in_transaction: bool) -> T:
+        engine = self._engine if in_transaction else self._autocommit
+        task = asyncio.create_task(self._run(engine, work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _run(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        async with self._places:
+            with _telling_that_it_is_away():
+                try:
+                    return await _once(engine, work)
+                except Stale:  # so are all others that were kept, and the next one is new
+                    log.info("a connection to the database was lost; trying again with a new one")
+                except InternalError:  # this server takes no changes any more; another may
+                    await self._engine.dispose()
+                    raise
+                return await _once(engine, work)
+
+    async def stop(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._engine.dispose()
+
+
+class Stale(OperationalError):
+    """A connection was lost before it was asked to commit, perhaps while it was kept."""
+
+
+async def _once(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+    async with engine.connect() as connection:
+        try:
+            result = await connection.run_sync(work)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise Stale(error.statement, error.params, error.orig or error, hide_parameters=True) from error
+            raise
+        await connection.commit()
+        return result
+
+
+@contextmanager
+def _telling_that_it_is_away() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, InternalError) as error:
+        log.exception("a database transaction failed")
+        raise Unavailable("the database cannot be used at the moment", retry_after=5) from error
 
 
 def _prepare(engine: Engine) -> None:

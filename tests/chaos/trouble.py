@@ -1,11 +1,13 @@
-"""Jobs for a fleet whose workers and APIs are killed again and again, and what became of them.
+"""Jobs for a fleet whose workers and APIs are killed again and again, or told to leave, and what became of them.
 
 Two APIs and three workers with the stand-in model, signed: no two runs of it draw the same picture. A real Redis and a
 real PostgreSQL, each of which is killed and started again once.
 """
 
+import math
 import random
 import re
+import statistics
 import threading
 import time
 from collections import Counter
@@ -29,11 +31,14 @@ APIS, WORKERS = 2, 3
 TIMEOUT = 5.0
 NAME = re.compile(r"this is worker ([0-9a-f]+)")
 LOOK_SECONDS = 0.1
+GRACE_SECONDS = 10
 
 
 @dataclass
 class Outcome:
-    """What was seen. `recoveries`: seconds from a worker's death until each of its jobs was another's, or over."""
+    """What was seen. `recoveries`: seconds from a worker's death, or its being told to leave, until each of its jobs
+    was another's, or over. `statuses`: with which those ended that were told to leave.
+    """
 
     jobs: int
     kills: Counter[str] = field(default_factory=Counter)
@@ -43,20 +48,21 @@ class Outcome:
     changed: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
     left: dict[str, Any] = field(default_factory=dict)
+    statuses: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def __str__(self) -> str:
         """A table."""
-        slowest = max(self.recoveries, default=0.0)
+        median, slowest = (statistics.median(self.recoveries), max(self.recoveries)) if self.recoveries else (0.0, 0.0)
         rows = {
             "jobs accepted": self.jobs,
             "jobs in the table": self.recorded,
             "ended": ", ".join(f"{count} {state}" for state, count in sorted(self.states.items())),
             "changed after their end": len(self.changed),
-            "killed": ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items())),
+            "killed or told to leave": ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items())),
             "tries of clients beside the first": self.retries,
-            "jobs of killed workers": len(self.recoveries),
-            "seconds until the last of a worker's ran again": f"{slowest:.1f}",
+            "jobs of those workers": len(self.recoveries),
+            "seconds until they ran again, median and most": f"{median:.1f}, {slowest:.1f}",
             "left in streams, entries, flights": ", ".join(map(str, self.left.values())),
             "seconds": f"{self.seconds:.0f}",
         }
@@ -74,6 +80,7 @@ class Trouble:
         self._apis: list[Server] = []
         self._workers: list[Server] = []
         self._lock = threading.Lock()
+        self._watching: list[threading.Thread] = []
 
     def start(self) -> None:
         """All processes, ready."""
@@ -86,7 +93,7 @@ class Trouble:
         return self._made.api(database_url=self._database.url, queue_limit=10_000)
 
     def _worker(self) -> Server:
-        return self._made.worker(database_url=self._database.url)
+        return self._made.worker(database_url=self._database.url, drain_seconds=GRACE_SECONDS)
 
     # Users
 
@@ -139,11 +146,21 @@ class Trouble:
         self._outcome.kills["worker" if is_worker else "API"] += 1
         held = self._held_by(dead) if is_worker else []
         dead.kill()
-        if held:
-            threading.Thread(target=self._watch, args=(held, time.monotonic()), daemon=True).start()
+        self._watch(held)
         born = make()
         with self._lock:
             members[place] = born
+
+    def send_away(self) -> None:
+        """SIGTERM for a worker, in whose place another starts."""
+        place = self._random.randrange(WORKERS)
+        leaving = self._workers[place]
+        self._outcome.kills["worker sent away"] += 1
+        held = self._held_by(leaving)
+        leaving.terminate()
+        self._watch(held)
+        self._workers[place] = self._worker()
+        self._outcome.statuses[leaving.process.wait(PATIENCE)] += 1
 
     def _held_by(self, worker: Server) -> list[tuple[str, str]]:
         name = NAME.search(worker.log.read_text())
@@ -154,9 +171,16 @@ class Trouble:
         with psycopg.connect(url) as connection:
             return connection.execute(f"SELECT id, worker FROM flights {where}", arguments).fetchall()
 
-    def _watch(self, held: list[tuple[str, str]], since: float) -> None:
-        left = dict(held)
+    def _watch(self, held: list[tuple[str, str]]) -> None:
+        """See when what a worker held is another's, in a thread."""
+        self._watching.append(threading.Thread(target=self._see, args=(dict(held), time.monotonic()), daemon=True))
+        self._watching[-1].start()
+
+    def _see(self, left: dict[str, str], since: float) -> None:
         while left:
+            if time.monotonic() - since > PATIENCE:
+                self._outcome.recoveries += [math.inf] * len(left)
+                return
             time.sleep(LOOK_SECONDS)
             try:
                 now = dict(self._flights("WHERE id = ANY(%s)", list(left)))
@@ -184,6 +208,8 @@ class Trouble:
 
     def look(self) -> None:
         """What is left in queue and table."""
+        for thread in self._watching:
+            thread.join()
         cli = self._made.redis.cli
         give_up = time.monotonic() + 60
         while cli("hlen", "{safelight}:entries") != "0" and time.monotonic() < give_up:
@@ -217,17 +243,8 @@ def go_through(
     folder: Path, jobs: int, kills: int, every: float, tell: Callable[[str], None], seed: int = 0
 ) -> Outcome:
     """Ask for `jobs` while there are `kills`, one `every` so many seconds and each fifth with another close behind."""
-    outcome = Outcome(jobs)
-    with troubled(folder, outcome, seed) as trouble, ThreadPoolExecutor(32) as users:
-        began = time.monotonic()
-        duration = kills * every
 
-        def user(number: int) -> tuple[str, str, bytes]:
-            time.sleep(max(0.0, began + number * duration / jobs - time.monotonic()))
-            job_id = trouble.ask(number)
-            return (job_id, *trouble.await_end(job_id))
-
-        asked = [users.submit(user, number) for number in range(jobs)]
+    def cause(trouble: Trouble, told: Callable[[str], None]) -> None:
         for number in range(1, kills + 1):
             is_close_behind = number % 5 == 0
             time.sleep(0.5 if is_close_behind else every * 1.25 - 0.125)
@@ -236,8 +253,48 @@ def go_through(
                 trouble.restart_redis()
             elif number == 2 * kills // 3:
                 trouble.restart_database()
+            told(f"{number} of {kills} killed")
+
+    return _meanwhile(folder, jobs, kills * every, cause, tell, seed)
+
+
+def send_away(folder: Path, jobs: int, times: int, every: float, tell: Callable[[str], None], seed: int = 0) -> Outcome:
+    """Ask for `jobs` while workers are told to leave, so many times and one `every` so many seconds."""
+
+    def cause(trouble: Trouble, told: Callable[[str], None]) -> None:
+        for number in range(1, times + 1):
+            time.sleep(every)
+            trouble.send_away()
+            told(f"{number} of {times} sent away")
+
+    return _meanwhile(folder, jobs, times * every, cause, tell, seed)
+
+
+def _meanwhile(
+    folder: Path,
+    jobs: int,
+    seconds: float,
+    cause: Callable[[Trouble, Callable[[str], None]], None],
+    tell: Callable[[str], None],
+    seed: int,
+) -> Outcome:
+    """Ask for `jobs` over so many seconds while `cause` does its work; see what became of them."""
+    outcome = Outcome(jobs)
+    with troubled(folder, outcome, seed) as trouble, ThreadPoolExecutor(32) as users:
+        began = time.monotonic()
+
+        def user(number: int) -> tuple[str, str, bytes]:
+            time.sleep(max(0.0, began + number * seconds / jobs - time.monotonic()))
+            job_id = trouble.ask(number)
+            return (job_id, *trouble.await_end(job_id))
+
+        asked = [users.submit(user, number) for number in range(jobs)]
+
+        def told(what: str) -> None:
             done = sum(each.done() for each in asked)
-            tell(f"{time.monotonic() - began:.0f} s: {number} of {kills} killed, {done} of {jobs} jobs ended")
+            tell(f"{time.monotonic() - began:.0f} s: {what}, {done} of {jobs} jobs ended")
+
+        cause(trouble, told)
         ends = [each.result() for each in asked]
         trouble.look()
         outcome.changed = [job for job, state, data in ends if state == "completed" and trouble.picture(job) != data]

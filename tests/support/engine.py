@@ -14,6 +14,7 @@ from service.engine.profile import Curve, Point, Profile
 from service.settings import EngineSettings
 
 STEP_SECONDS = 0.1
+ENOUGH_LOOKS = 10
 
 
 def profile(slots: int = 8, **sizes: int) -> Profile:
@@ -52,16 +53,20 @@ class Wire:
 
 
 class StepsLater:
-    """An event of a device: it happens when so many more steps have been made, or somebody waits for it."""
+    """An event of a device: it happens when so many more steps have been made, after enough looks without one, or when
+    somebody waits for it.
+    """
 
     def __init__(self, bench: "Bench", steps: int) -> None:
         self._bench = bench
         self._due = len(bench.batches) + steps
+        self._looks = 0
         self.was_waited_for = False
 
     def query(self) -> bool:
         """Whether it has happened."""
-        return self.was_waited_for or len(self._bench.batches) >= self._due
+        self._looks += 1
+        return self.was_waited_for or len(self._bench.batches) >= self._due or self._looks > ENOUGH_LOOKS
 
     def synchronize(self) -> None:
         """Wait for it."""

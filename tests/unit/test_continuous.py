@@ -110,11 +110,33 @@ def test_steps_go_on_beside_the_decoder() -> None:
     assert bench.batches[1:] == [[("b", step)] for step in range(1, 6)]
     told = [each for each in bench.sent if isinstance(each, Beat | Finished)]
     assert [type(each) for each in told[:5]] == [Beat, Beat, Beat, Finished, Finished], "after two more steps"
-    assert [each.was_waited_for for each in bench.events] == [False, True], "the last one with nothing else to do"
+    assert not any(each.was_waited_for for each in bench.events)
     (finished, _) = bench.of(Finished)
     assert np.array_equal(finished.pictures[0], colour(Picture("a", 0, build.params(num_inference_steps=1))))
     assert finished.timings[Stage.VAE_DECODE] == pytest.approx(2 * STEP_SECONDS)
     assert {each.task_ids for each in bench.of(Working)} >= {frozenset({"a", "b"})}, "also while it is decoded"
+
+
+def test_nothing_goes_on_beside_what_is_to_run_alone() -> None:
+    """If the device is lost over it, nobody else is blamed."""
+    bench = Bench(decode_steps=2)
+    bench.put(build.submit("a", num_inference_steps=2))
+    bench.put(*(replace(build.submit(name, num_inference_steps=2), alone=True) for name in "bc"))
+    bench.put(build.submit("d", num_inference_steps=2))
+    bench.run()
+    working = [each.task_ids for each in bench.of(Working)]
+    assert {each for each in working if each & {"b", "c"}} == {frozenset("b"), frozenset("c")}
+    assert frozenset("ad") in working
+    assert len(bench.of(Finished)) == 4
+
+
+def test_at_most_two_calls_of_the_decoder_go_on() -> None:
+    """Where it is slower than the steps, those wait for it."""
+    bench = Bench(decode_steps=9)
+    bench.put(*(build.submit(f"t{n}", num_inference_steps=n + 1) for n in range(5)))
+    bench.run()
+    assert [each.was_waited_for for each in bench.events] == [True, True, True, False, False]
+    assert len(bench.of(Finished)) == 5
 
 
 def test_a_task_cancelled_while_it_is_decoded_is_not_handed_out() -> None:
@@ -486,7 +508,7 @@ class Life(RuleBasedStateMachine):
         assert held.count((64, 64)) <= 4
         assert held.count((128, 64)) <= 2
         waiting = [each.picture for each in loop._waiting]
-        decoding = [each.picture for decoding in loop._decoding for each in decoding.rows]
+        decoding = [each.picture for decoding in loop._decoding for each, _, _ in decoding.parts]
         wanted = [each for each in decoding if each.task_id in loop._tasks]
         places = [*waiting, *loop._begun, *(each.picture for each in loop._done), *wanted]
         assert len(places) == len(set(places))

@@ -9,6 +9,7 @@ from observability.events import BatchStepped, OutOfMemorySplit
 from observability.labels import Batching, Priority, Stage
 from service.engine.contract import Finished, Ready, Submit
 from service.engine.fake import FakeModel
+from service.engine.profile import Curve, Point, Profile
 from service.jobs.estimate import Estimator, Outlook
 from service.jobs.flight import Flight, Flights
 from service.settings import EngineSettings
@@ -177,3 +178,66 @@ def test_the_outlook_of_a_request_that_is_not_accepted_yet() -> None:
     flights.leave_engine(running)
     outlook.changed()
     assert outlook.of(running) == (None, 0.0)
+
+
+def test_what_would_surely_be_in_time_is_not_worked_out() -> None:
+    """If the most that it may take is still enough; else the time is told."""
+    flights = Flights()
+    flights.add(flight("a", started=True, slots=1, num_inference_steps=30))
+    outlook = Outlook(estimator(4), flights, clock=lambda: 0.0)
+    at_most = (30 + build.params().total_steps + 30) * STEP_SECONDS
+    assert outlook.seconds_for(build.params(), Priority.NORMAL, None, enough=at_most + 0.01) is None
+    assert outlook.seconds_for(build.params(), Priority.NORMAL, None, enough=at_most - 0.01) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_takes_longer_than_it_may(seed: int) -> None:
+    """The bound holds for any mixture of sizes, any curve, and several workers."""
+    random = Random(seed)
+    flights = [
+        flight(
+            f"t{n}",
+            started=(started := random.random() < 0.3),
+            slots=int(started),
+            priority=random.choice(list(Priority)),
+            num_images=random.randint(1, 5),
+            num_inference_steps=random.randint(1, 30),
+            width=random.choice([64, 128]),
+        )
+        for n in range(random.randint(1, 12))
+    ]
+    slots = random.randint(2, 8)
+    curve = Curve((64, 64), (Point(1, 0.1), Point(slots, 0.1 * random.uniform(1.0, 1.5 * slots))))
+    caps = {(64, 64): slots, (128, 64): random.randint(1, slots)}
+    sloped = Profile((curve,), extra_seconds=0.05, rows_per_guided=2, max_batch=slots, slots=caps)
+    one = Estimator()
+    one.ready(Ready(INFO, Batching.CONTINUOUS, sloped, load_seconds=0.0, warmup_seconds=0.0))
+    one.workers = random.randint(1, 4)
+    assert max(one.forecast(flights, 0.0).seconds.values()) <= one.at_most(flights, 0.0) + 1e-9
+
+
+def test_a_forecast_that_costs_is_made_less_often() -> None:
+    """Meanwhile the last one counts, less the time since; who came later stands behind all that were there."""
+    now, worked = 0.0, 0.0
+
+    def processor() -> float:
+        nonlocal worked
+        worked += 0.01
+        return worked
+
+    flights = Flights()
+    early = flight("early", started=True, slots=1, num_inference_steps=30)
+    flights.add(early)
+    outlook = Outlook(estimator(1), flights, clock=lambda: now, processor=processor)
+    assert outlook.of(early) == (None, pytest.approx(3.0))
+    late = flight("late", num_inference_steps=5)
+    flights.add(late)
+    outlook.changed()
+    now = 0.1
+    assert outlook.of(late) == (0, pytest.approx(3.4))
+    assert outlook.of(early) == (None, pytest.approx(2.9))
+    flights.leave_engine(early)
+    assert outlook.of(early) == (None, 0.0)
+    late.has_started = True
+    now = 0.3
+    assert outlook.of(late) == (None, pytest.approx(0.5))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from observability.labels import Batching
 from service.engine import families, schedulers
-from service.engine.contract import Picture
+from service.engine.contract import Message, Picture, Ready
+from service.engine.faults import Faults
+from service.engine.worker import make_loop
+from service.settings import EngineSettings
 from tests.support import build, pipelines
 from tests.support.stepping import MODELS, Models, assert_same, draw, make, stepwise, wishes
 
@@ -61,6 +66,18 @@ def test_a_vae_that_overflows_in_half_precision_decodes_in_single(tmp_path: Path
         single = loaded.pipe.vae.to(torch.float32).decode(latents.float() / loaded.pipe.vae.config.scaling_factor)
     expected = (single.sample / 2 + 0.5).clamp(0, 1)
     assert (images - expected).abs().max() < 1e-6
+
+
+def test_such_a_model_is_left_to_its_pipeline_in_window_mode(tmp_path: Path) -> None:
+    """Which turns the autoencoder itself, and cannot work with one that was turned before."""
+    make(tmp_path, pipelines.stable_diffusion_xl, dtype="float16")
+    settings = EngineSettings(
+        model=str(tmp_path), device="cpu", dtype="float16", batching=Batching.WINDOW, min_size=32, data_dir=tmp_path
+    )
+    sent: list[Message] = []
+    with pipelines.quiet():
+        make_loop(settings, SimpleQueue(), sent.append, Faults())
+    assert [type(each) for each in sent] == [Ready]
 
 
 def test_a_safety_checker_is_applied_to_each_picture(load: Models, monkeypatch: pytest.MonkeyPatch) -> None:

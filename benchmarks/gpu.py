@@ -9,8 +9,6 @@ means over samples that NVML is asked for ten times a second; memory is what the
 import argparse
 import contextlib
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pynvml
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import large
@@ -34,6 +33,7 @@ from benchmarks.harness import Service, ask, service
 from benchmarks.report import Check
 from benchmarks.traffic import MIXES, all_at_once
 from observability.labels import Batching
+from service.engine.torch_setup import describe_machine
 
 SAMPLE_SECONDS = 0.1
 WARM_SECONDS = 4.0  # a GPU loads the kernels of a batch size when it first meets it
@@ -85,7 +85,7 @@ class Case:
 class Results:
     """All that was measured. `bare`: pictures a second of the bare pipeline by batch size."""
 
-    machine: dict[str, str]
+    machine: str
     model: str
     slots: int = 0
     curve: list[Sample] = field(default_factory=list)
@@ -188,22 +188,6 @@ class Told:
         return {stage: (each["sum"], each["count"]) for stage, each in found.items()}
 
 
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    import diffusers
-    import torch
-
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-    return {
-        "gpu": pynvml.nvmlDeviceGetName(gpu),
-        "driver": pynvml.nvmlSystemGetDriverVersion(),
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-
-
 def run(arguments: argparse.Namespace, results: Results) -> Iterator[str]:
     """Measure everything; yield what came out as it comes."""
     with ExitStack() as stack:
@@ -277,8 +261,9 @@ def main() -> None:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise SystemExit(f"no GPU can be used here: {error}") from error
-    results = Results(machine(), arguments.model)
-    print(", ".join(f"{name} {value}" for name, value in results.machine.items()), file=sys.stderr)
+    machine = f"{describe_machine(torch.device('cuda'))}, driver {pynvml.nvmlSystemGetDriverVersion()}"
+    results = Results(machine, arguments.model)
+    print(results.machine, file=sys.stderr)
     for told in run(arguments, results):
         print(told, file=sys.stderr, flush=True)
         if arguments.json is not None:

@@ -254,9 +254,7 @@ class Outlook:
         cost = self._processor() - began
         self._not_before = now + PAUSE * cost if cost > CHEAP_SECONDS else now
 
-    def seconds_for(
-        self, params: Params, priority: Priority, cache_key: str | None, enough: float = 0.0
-    ) -> float | None:
+    def seconds_for(self, params: Params, priority: Priority, cache_key: str | None, enough: float) -> float | None:
         """How long a job that were accepted now would take; one that can join a computation ends with it.
 
         None where that is not known, or where it is at most `enough` whatever the order.

@@ -207,13 +207,17 @@ class _Server:
         async with self._places:
             with _telling_that_it_is_away():
                 try:
-                    return await _once(engine, work)
+                    return await self._try(engine, work)
                 except Stale:  # so are all others that were kept, and the next one is new
                     log.info("a connection to the database was lost; trying again with a new one")
-                except InternalError:  # this server takes no changes any more; another may
-                    await self._engine.dispose()
-                    raise
-                return await _once(engine, work)
+                    return await self._try(engine, work)
+
+    async def _try(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        try:
+            return await _once(engine, work)
+        except InternalError:  # this server takes no changes any more; another may
+            await self._engine.dispose()
+            raise
 
     async def stop(self) -> None:
         if self._running:

@@ -5,21 +5,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, tuple_, update
 
 from observability.labels import Priority, Reason, Source, Stage
-from service.core import TERMINAL_STATES, ImageFormat, Job, JobState, Params
+from service.core import ImageFormat, Job, JobState, Params
 from service.errors import Conflict
 from service.storage.database import blobs, idempotency, jobs, responses
 
 IDEMPOTENCY_SECONDS = 86_400.0
 
-IS_UNFINISHED = jobs.c.state.not_in([state.value for state in TERMINAL_STATES])
+IS_UNFINISHED = jobs.c.finished_at.is_(None)
+
+# What every job needs is built once: to build a statement costs as much as to execute it.
+_ADD = insert(jobs)
+_GET = select(jobs).where(jobs.c.id == bindparam("job"))
+_SAVE = update(jobs).where(jobs.c.id == bindparam("job"), IS_UNFINISHED)
+_BLOB = {"id": "blob", "bytes": "size", "created_at": "now"}
+_ADD_BLOB = insert(blobs).from_select(
+    list(_BLOB),
+    select(*(bindparam(name, type_=blobs.c[column].type) for column, name in _BLOB.items())).where(
+        ~exists().where(blobs.c.id == bindparam("blob"))
+    ),
+)
 
 
 def add(connection: Connection, job: Job) -> None:
     """Insert a new job."""
-    connection.execute(insert(jobs).values(id=job.id, **_columns(job)))
+    connection.execute(_ADD, {"id": job.id, **_columns(job)})
 
 
 def save(connection: Connection, job: Job) -> bool:
@@ -27,15 +39,14 @@ def save(connection: Connection, job: Job) -> bool:
 
     Return whether it was written.
     """
-    written = connection.execute(update(jobs).where(jobs.c.id == job.id, IS_UNFINISHED).values(**_columns(job)))
-    return written.rowcount > 0
+    return connection.execute(_SAVE, {"job": job.id, **_columns(job)}).rowcount > 0
 
 
 def mark(connection: Connection, changed: Sequence[Job]) -> None:
     """Record whether unfinished jobs have started, each by itself."""
     for job in changed:
         now = {"state": job.state.value, "started_at": job.started_at, "timings": json.dumps(dict(job.timings))}
-        connection.execute(update(jobs).where(jobs.c.id == job.id, IS_UNFINISHED).values(**now))
+        connection.execute(_SAVE, {"job": job.id, **now})
 
 
 def stands(connection: Connection, job: Job) -> bool:
@@ -61,8 +72,7 @@ def free_keys(connection: Connection, job_id: str) -> None:
 
 def add_blob(connection: Connection, blob: str, size: int, now: float) -> None:
     """Record a blob of `size` bytes, unless it is, so that jobs and cached responses can point at it."""
-    if connection.execute(select(blobs.c.id).where(blobs.c.id == blob)).first() is None:
-        connection.execute(insert(blobs).values(id=blob, bytes=size, created_at=now))
+    connection.execute(_ADD_BLOB, {"blob": blob, "size": size, "now": now})
 
 
 def add_leftovers(connection: Connection, names: Iterable[str], now: float) -> None:
@@ -73,7 +83,7 @@ def add_leftovers(connection: Connection, names: Iterable[str], now: float) -> N
 
 def get(connection: Connection, job_id: str) -> Job | None:
     """The job, or None."""
-    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+    row = connection.execute(_GET, {"job": job_id}).one_or_none()
     return None if row is None else job_of(row)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, func, insert, select, update
 
 from observability.labels import Priority, Reason
 from service.core import Job, JobState
@@ -18,6 +18,17 @@ from service.storage.database import flights, jobs
 
 MAX_LOST = 5
 MAX_ATTEMPTS = 3
+
+_LOCK = select(flights).where(flights.c.id == bindparam("flight")).with_for_update()
+_TURN = update(flights).where(flights.c.id == bindparam("flight"))
+_FORGET = delete(flights).where(
+    flights.c.id == bindparam("flight"), ~exists().where(jobs.c.flight == bindparam("flight"), IS_UNFINISHED)
+)
+_WAITING = (
+    select(jobs)
+    .where(jobs.c.flight.in_(bindparam("names", expanding=True)), IS_UNFINISHED)
+    .order_by(jobs.c.created_at, jobs.c.id)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +54,20 @@ def _blob(flight: str, number: int) -> str:
 
 def _locked(connection: Connection, flight: str | None) -> Row[Any] | None:
     """The computation's row, which nobody else changes before the transaction is over; None if there is none."""
-    return connection.execute(select(flights).where(flights.c.id == flight).with_for_update()).one_or_none()
+    return connection.execute(_LOCK, {"flight": flight}).one_or_none()
 
 
-def _is_wanted(connection: Connection, row: Row[Any]) -> bool:
-    """Whether a job waits for a computation, whose row is locked; one that nobody wants is forgotten."""
-    if connection.execute(select(jobs.c.id).where(jobs.c.flight == row.id, IS_UNFINISHED).limit(1)).first():
-        return True
-    _forget(connection, row)
-    return False
+def _is_forgotten(connection: Connection, row: Row[Any]) -> bool:
+    """Forget a computation, whose row is locked, unless a job waits for it; return whether it is.
 
-
-def _forget(connection: Connection, row: Row[Any]) -> None:
-    """Nobody wants the computation any more.
-
-    Earlier turns may have left pictures that no job got: they are recorded, so that they are found to be nobody's. The
-    present one's worker does that itself, and has perhaps begun to, before it comes to lock this row.
+    Its earlier turns may have left pictures that no job got: they are recorded, so that they are found to be nobody's.
+    The present one's worker does that itself, and has perhaps begun to, before it comes to lock this row.
     """
+    if connection.execute(_FORGET, {"flight": row.id}).rowcount == 0:
+        return False
     over = row.runs + (row.worker is None)
     table.add_leftovers(connection, [_blob(row.id, number) for number in range(1, over)], row.created_at)
-    connection.execute(delete(flights).where(flights.c.id == row.id))
+    return True
 
 
 # For those who bring work
@@ -105,7 +110,7 @@ def end(connection: Connection, job: Job) -> tuple[bool, str | None, bool]:
     """
     row = _locked(connection, job.flight)
     is_recorded = bool(table.save_all(connection, [job]))
-    return is_recorded, None if row is None else row.worker, row is not None and _is_wanted(connection, row)
+    return is_recorded, None if row is None else row.worker, row is not None and not _is_forgotten(connection, row)
 
 
 def waited_for(connection: Connection, before: float) -> list[tuple[str, Priority]]:
@@ -139,20 +144,17 @@ def begin(connection: Connection, flight: str, worker: str) -> tuple[Run, list[J
     if row is None:
         return None
     found = waiting(connection, [flight])
-    if not found:
-        _forget(connection, row)
+    if not found and _is_forgotten(connection, row):
         return None
     is_lost = row.worker is not None and row.worker != worker
     run = Run(flight, row.runs + 1, row.lost + is_lost, row.failed or 0)
-    turn = {"runs": run.number, "lost": run.lost, "worker": worker}
-    connection.execute(update(flights).where(flights.c.id == flight).values(**turn))
+    connection.execute(_TURN, {"flight": flight, "runs": run.number, "lost": run.lost, "worker": worker})
     return run, found
 
 
 def waiting(connection: Connection, names: Sequence[str]) -> list[Job]:
     """The unfinished jobs of computations, oldest first."""
-    query = select(jobs).where(jobs.c.flight.in_(names), IS_UNFINISHED).order_by(jobs.c.created_at, jobs.c.id)
-    return [table.job_of(row) for row in connection.execute(query)]
+    return [table.job_of(row) for row in connection.execute(_WAITING, {"names": names})]
 
 
 def holds(connection: Connection, run: Run, worker: str) -> bool:
@@ -171,13 +173,13 @@ def ended(connection: Connection, run: Run, worker: str, done: Sequence[Job]) ->
     row = _locked(connection, run.flight)
     if row is None or not _is_held(row, run, worker):
         return [job for job in done if table.stands(connection, job)], False
-    return table.save_all(connection, done), _is_wanted(connection, row)
+    return table.save_all(connection, done), not _is_forgotten(connection, row)
 
 
 def give_back(connection: Connection, run: Run, worker: str, has_failed: bool = False) -> bool:
     """The turn is over without an end; return whether it was the worker's, and somebody waits."""
     row = _locked(connection, run.flight)
-    if row is None or not _is_held(row, run, worker) or not _is_wanted(connection, row):
+    if row is None or not _is_held(row, run, worker) or _is_forgotten(connection, row):
         return False
     left = {"worker": None, "priority": Priority.HIGH.value, "failed": (row.failed or 0) + has_failed}
     connection.execute(update(flights).where(flights.c.id == run.flight).values(**left))

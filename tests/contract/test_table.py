@@ -75,8 +75,12 @@ def test_a_terminal_state_is_final(database: Database) -> None:
 
 def test_unfinished_jobs_come_oldest_first(database: Database) -> None:
     """Waiting and running ones, and no finished one."""
-    states = [JobState.PENDING, JobState.COMPLETED, JobState.PROCESSING, JobState.FAILED]
-    add(database, *(build.job(str(n), created_at=100.0 - n, state=state) for n, state in enumerate(states)))
+    ended = {JobState.PENDING: None, JobState.COMPLETED: 101.0, JobState.PROCESSING: None, JobState.FAILED: 102.0}
+    jobs = [
+        build.job(str(number), created_at=100.0 - number, state=state, finished_at=finished_at)
+        for number, (state, finished_at) in enumerate(ended.items())
+    ]
+    add(database, *jobs)
     assert [job.id for job in database.run_here(table.unfinished)] == ["2", "0"]
 
 

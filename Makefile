@@ -12,7 +12,7 @@ TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
 TEST_PROGRAMS := initdb:postgresql redis-server:redis-server cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
-.PHONY: help run stack stack-down test test-fleet test-stack test-compose test-gpu gameday lint format bench bench-gpu bench-telemetry soak config lock clean
+.PHONY: help run stack stack-down test test-fleet test-stack test-compose test-gpu test-peers gameday lint format bench bench-quick bench-engine bench-study bench-gpu bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -59,8 +59,21 @@ format: $(READY) ## fix style where a tool can
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-bench: $(READY) ## measure the engine side by side with the bare pipeline; ARGS="more arguments"
+test-peers: $(READY) ## whether each peer of the benchmarks starts and makes a picture; ARGS="pytest arguments"
+	$(BIN)/pytest -o faulthandler_timeout=1800 tests/peers $(ARGS)
+
+bench: $(READY) ## Safelight beside its peers and beside the limit, in three hours; ARGS="--resume", "--only mosec" or other arguments
+	$(BIN)/python -m benchmarks.suite --write $(ARGS)
+
+bench-quick: $(READY) ## the core of it in ten minutes; ARGS="more arguments"
+	@mkdir -p build && rm -f build/quick.json
+	$(BIN)/python -m benchmarks.suite --quick --json build/quick.json $(ARGS)
+
+bench-engine: $(READY) ## continuous against window batching, and the bare pipeline; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-study: $(READY) ## window batching by its parameters, or with ARGS=memory the pipeline by order of weights and kind of attention
+	$(BIN)/python -m benchmarks.study $(or $(ARGS),window)
 
 bench-gpu: $(READY) ## the modes side by side on a GPU; ARGS="--model sdxl" or other arguments
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -18,6 +18,7 @@ from service.engine.worker import IMPORT_ENVIRONMENT
 from service.settings import EngineSettings
 
 CURVE_STEPS = 5
+ATTENTION = ("fused", "step by step", "sliced")
 
 
 class BarePipeline:
@@ -48,6 +49,16 @@ class BarePipeline:
         memory_format = self._torch.channels_last if is_wanted else self._torch.contiguous_format
         for module in (self._pipe.unet, self._pipe.vae):
             self._setup.set_memory_format(module, memory_format)
+
+    def use_attention(self, how: str) -> None:
+        """One of `ATTENTION`; the first is diffusers' default."""
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+        if how == "sliced":
+            self._pipe.enable_attention_slicing()
+            return
+        self._pipe.disable_attention_slicing()
+        self._pipe.unet.set_attn_processor(AttnProcessor2_0() if how == "fused" else AttnProcessor())
 
     def images(self, requests: Sequence[Request], **options: Any) -> list[Any]:
         """One call for `requests`, which share steps and guidance."""

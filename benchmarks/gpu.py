@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import pynvml
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import large
 from benchmarks.bare import BareProcess, bare_process
 from benchmarks.curve import Sample, Times
 from benchmarks.harness import Service, ask, service
 from benchmarks.report import Check
+from benchmarks.told import Told
 from benchmarks.traffic import MIXES, all_at_once
 from observability.labels import Batching
 from service.engine.torch_setup import describe_machine
@@ -44,7 +43,6 @@ THROUGHPUT_BAR = 3.6
 LATENCY_BAR = 0.25
 BAR_USERS = 8
 MIB = 1 << 20
-STAGE_METRICS = {"safelight_stage_duration_seconds", "safelight_step_duration_seconds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,37 +153,6 @@ def measure(mode: str, target: Service, users: int, seconds: float) -> Case:
         took = time.perf_counter() - began
     after = Told(target)
     return Case(mode, users, took, latencies, watch.load, after.own_memory, after.stages_since(before))
-
-
-class Told:
-    """What a service tells of itself at one moment."""
-
-    def __init__(self, target: Service) -> None:
-        families = text_string_to_metric_families(target.get("/metrics").decode())
-        self._samples = [sample for family in families for sample in family.samples]
-
-    @property
-    def own_memory(self) -> float:
-        """Bytes of GPU memory that it uses; 0 where it cannot tell."""
-        return sum(each.value for each in self._samples if each.name == "safelight_gpu_memory_own_bytes")
-
-    def stages_since(self, before: "Told") -> dict[str, float]:
-        """Mean seconds of each stage and of a step between the two moments."""
-        return {
-            stage: (seconds - before._times[stage][0]) / (count - before._times[stage][1])
-            for stage, (seconds, count) in self._times.items()
-            if count > before._times[stage][1]
-        }
-
-    @property
-    def _times(self) -> dict[str, tuple[float, float]]:
-        """Seconds and count of each."""
-        found: dict[str, dict[str, float]] = defaultdict(dict)
-        for each in self._samples:
-            name, _, kind = each.name.rpartition("_")
-            if kind in {"sum", "count"} and name in STAGE_METRICS:
-                found[each.labels.get("stage", "step")][kind] = each.value
-        return {stage: (each["sum"], each["count"]) for stage, each in found.items()}
 
 
 def run(arguments: argparse.Namespace, results: Results) -> Iterator[str]:

@@ -276,7 +276,19 @@ def gameday(**options: Any) -> None:
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="File for a picture of the day (PNG, SVG)."
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="File for the figures.")
-def plan(**options: Any) -> None:
+@click.option(
+    "--measured",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Results of benchmarks.suite: tell instead how many such machines a steady rate takes.",
+)
+@click.option(
+    "--rate", default=34.0, type=click.FloatRange(0, min_open=True), help="With --measured: requests a second."
+)
+@click.option("--p99", default=5.0, type=click.FloatRange(0, min_open=True), help="With --measured: seconds for 99 %.")
+@click.option(
+    "--gpu-price", default=1.0, type=click.FloatRange(0), help="With --measured: dollars an hour of a machine."
+)
+def plan(measured: Path | None, rate: float, p99: float, gpu_price: float, **options: Any) -> None:
     """Simulate a launch: how many workers it would take, how long users would wait, what it would cost.
 
     The policy is the one that scales a fleet. Needs SimPy: pip install 'safelight[plan]'.
@@ -284,8 +296,11 @@ def plan(**options: Any) -> None:
     with starting():
         try:
             from service.scaling.plan import plan as simulate_launch
+            from service.scaling.sizing import size
         except ImportError as error:
             raise StartupError(f"plan needs SimPy: pip install 'safelight[plan]' ({error})") from error
+        if measured is not None:
+            sys.exit(size(file=measured, rate=rate, p99=p99, price=gpu_price, steps=options["steps"]))
         sys.exit(simulate_launch(**options))
 
 

@@ -110,15 +110,16 @@ def plan(
     model: Path | None,
     plot: Path | None,
     json_file: Path | None,
+    steps: int,
     **options: Any,
 ) -> int:
     """Simulate, and tell; return the exit status. Raises `StartupError` for what cannot be."""
     policy = _policy(workers, schedule)
-    scenario = Scenario(machine(model), Launch(base, peak), policy, **options)
+    scenario = Scenario(machine(model), Launch(base, peak), policy, steps=(steps,), **options)
     click.echo(
-        f"Simulated, not measured: a launch from {base:g} to {peak:g} requests a second, {scenario.steps} steps each, "
+        f"Simulated, not measured: a launch from {base:g} to {peak:g} requests a second, {steps} steps each, "
         f"on {policy.least} to {policy.most} workers like {scenario.machine.name},\n"
-        f"which make {scenario.machine.rate(scenario.steps):.2f} pictures a second at most; a new one takes "
+        f"which make {scenario.rate:.2f} pictures a second at most; a new one takes "
         f"{scenario.provisioning[0] / 60:g} to {scenario.provisioning[1] / 60:g} minutes to come."
     )
     outcomes = {

@@ -43,7 +43,7 @@ class Machine:
         (low, low_seconds), (high, high_seconds) = self.points[at - 1], self.points[at]
         return low_seconds + (high_seconds - low_seconds) * (pictures - low) / (high - low)
 
-    def rate(self, steps: int) -> float:
+    def rate(self, steps: float) -> float:
         """Pictures a second, when it never lacks any."""
         return self.slots / (steps * self.step_seconds(self.slots) + self.slots * self.extra_seconds)
 
@@ -75,12 +75,15 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is asked, and what makes it. Prices are dollars an hour; interruptions are those of a spot worker's hour."""
+    """What is asked, and what makes it. A picture has one of `steps`, each as likely as the others.
+
+    Prices are dollars an hour; interruptions are those of a spot worker's hour.
+    """
 
     machine: Machine
     launch: Launch
     policy: Policy
-    steps: int = 20
+    steps: tuple[int, ...] = (20,)
     timeout: float = 300.0
     queue_limit: int = 500
     prompts: int = 20_000
@@ -94,6 +97,11 @@ class Scenario:
     every: float = 30.0
     seconds: float = DAY
     seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second of a worker that never lacks any."""
+        return self.machine.rate(sum(self.steps) / len(self.steps))
 
 
 @dataclass(slots=True)
@@ -115,6 +123,7 @@ class Outcome:
 @dataclass(slots=True, eq=False)
 class _Picture:
     prompt: int
+    steps: int
     waiters: list[float]  # when each asked for it
     left: float = 0.0  # steps
 
@@ -137,8 +146,8 @@ class _Worker:
 
     def take(self, picture: _Picture) -> None:
         self._go_on()
-        machine, steps = self._fleet.scenario.machine, self._fleet.scenario.steps
-        picture.left = steps + machine.extra_seconds / machine.step_seconds(1)
+        machine = self._fleet.scenario.machine
+        picture.left = picture.steps + machine.extra_seconds / machine.step_seconds(1)
         self.pictures.append(picture)
         self._change()
 
@@ -226,11 +235,15 @@ class _Fleet:
         elif len(self._waiting) >= self.scenario.queue_limit:
             outcome.refused += 1
         else:
-            picture = _Picture(prompt, [self.env.now])
+            picture = _Picture(prompt, self._steps(), [self.env.now])
             if self.scenario.has_cache:
                 self._unfinished[prompt] = picture
             self._waiting.append(picture)
             self._hand_out()
+
+    def _steps(self) -> int:
+        steps = self.scenario.steps
+        return steps[0] if len(steps) == 1 else self._random.choice(steps)
 
     def _hand_out(self) -> None:
         while self._waiting:
@@ -313,7 +326,7 @@ class _Fleet:
         oldest_first = [self.env.now - each.waiters[0] for each in self._waiting]
         p95 = sorted(oldest_first)[math.ceil(0.95 * len(oldest_first)) - 1] if oldest_first else 0.0
         occupancy = made / (count * fastest) if count else 0.0
-        return Load(count, occupancy, len(self._waiting) / machine.rate(self.scenario.steps), p95)
+        return Load(count, occupancy, len(self._waiting) / self.scenario.rate, p95)
 
     def _look(self) -> Process:
         while True:

@@ -1,7 +1,7 @@
-"""The stack in containers: a Docker engine, Safelight's own image, and images of what it needs.
+"""Stacks in containers: a Docker engine, Safelight's own image, and images of what it needs.
 
-Where no registry of images can be reached, the base is made from Debian's packages, and Debian's Prometheus and
-Alertmanager stand in for the official images.
+Where no registry of images can be reached, the base is made from Debian's packages, and Debian's own programs stand in
+for the official images; moto's server stands in for the S3 store.
 """
 
 import json
@@ -11,31 +11,27 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("api", "probe", "inbox", "prometheus", "alertmanager")
-PACKAGES = "ca-certificates,libgomp1,prometheus,prometheus-alertmanager,python3,python3-venv,wget"
+STAND_INS = Path(__file__).with_name("stand_ins")  # a Dockerfile for each
+CORE = ("api", "probe", "inbox", "prometheus", "alertmanager")
+FLEET = ("api", "worker", "redis", "postgres", "storage", "redis-exporter", "postgres-exporter", *CORE[2:])
+PACKAGES = (
+    "ca-certificates,libgomp1,postgresql,prometheus,prometheus-alertmanager,prometheus-postgres-exporter,"
+    "prometheus-redis-exporter,python3,python3-venv,redis-server,wget"
+)
 BASE = "safelight-test-base"
 BASE_PYTHON = (3, 11)
-STAND_INS = {
-    "prometheus": "install -d -o nobody /prometheus",
-    "alertmanager": "install -d -o nobody /alertmanager",
-}
-STAND_IN = """
-FROM {base}
-RUN {prepare}
-USER nobody
-WORKDIR /{name}
-ENTRYPOINT ["/usr/bin/{program}"]
-"""
+S3 = ("moto[s3]", "flask", "flask-cors")
 START_SECONDS = 60
 UP_SECONDS = 300
 
@@ -101,15 +97,44 @@ def end(process: subprocess.Popen[bytes]) -> None:
 class Compose:
     """docker-compose for one project, with an environment of its own."""
 
+    project: str
+    services: Sequence[str]
     environment: Mapping[str, str]
 
     def __call__(self, *arguments: str) -> str:
         """Run it."""
-        return run("tools/compose", "--project-name", "safelight-test", *arguments, **self.environment)
+        return run("tools/compose", "--project-name", self.project, *arguments, **self.environment)
+
+    def up(self, *arguments: str) -> None:
+        """Start what does not run yet, and wait until all is well."""
+        self("up", "--detach", "--no-build", "--no-recreate", *arguments, *self.services)
+        deadline = time.monotonic() + UP_SECONDS
+        while not self.is_up():
+            assert time.monotonic() < deadline, f"{self.health()}\n{self('logs', '--tail=50')}"
+            time.sleep(2)
 
     def url(self, service: str, port: int) -> str:
         """Where a published port is on this machine."""
         return f"http://{self('port', service, str(port)).split()[-1]}"
+
+    def health(self) -> dict[str, list[str]]:
+        """Of each container, as its health check finds it; of one without, whether it runs."""
+        found = {}
+        for service in self.services:
+            containers = self("ps", "--quiet", service).split()
+            states = [each["State"] for each in json.loads(run("docker", "inspect", *containers))] if containers else []
+            found[service] = [state.get("Health", {}).get("Status", state["Status"]) for state in states]
+        return found
+
+    def targets(self) -> dict[str, int]:
+        """Of each of Prometheus' jobs, how many targets are up. It is not published: asked from within."""
+        url = f"http://127.0.0.1:9090/api/v1/query?query={quote('count by (job) (up == 1)')}"
+        found = json.loads(self("exec", "-T", "prometheus", "wget", "-q", "-O", "-", url))["data"]["result"]
+        return {each["metric"]["job"]: int(each["value"][1]) for each in found}
+
+    def is_up(self) -> bool:
+        """Whether all are well."""
+        return all(states and set(states) <= {"healthy", "running"} for states in self.health().values())
 
 
 def can_pull() -> bool:
@@ -140,12 +165,6 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     if sys.version_info[:2] != BASE_PYTHON:
         pytest.skip("the wheels of this Python do not fit the Debian that stands in")
     make_base(tmp_path_factory.mktemp("base"))
-    named = {"SAFELIGHT_IMAGE": "safelight:test"}
-    for name, prepare in STAND_INS.items():
-        program = "prometheus" if name == "prometheus" else f"prometheus-{name}"
-        text = STAND_IN.format(base=BASE, prepare=prepare, name=name, program=program)
-        run("docker", "build", "--tag", f"safelight-test-{name}", "-", text=text)
-        named[f"{name.upper()}_IMAGE"] = f"safelight-test-{name}"
     wheels = ROOT / "wheels"
     assert not wheels.exists(), f"{wheels} is somebody's own: move it away for this test"
     try:
@@ -153,53 +172,56 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         lock = (ROOT / "requirements.lock").read_text().split()
         tools = [each for each in lock if each.startswith(("pip==", "setuptools==", "torch=="))]
         run(*download, "--no-deps", *tools)
-        run(*download, "--find-links", str(wheels), "--constraint", "requirements.lock", ".[postgres,s3]")
+        run(*download, "--find-links", str(wheels), "--constraint", "requirements.lock", ".[postgres,s3]", *S3)
         arguments = {"BASE": BASE, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/build"}
         given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
         run("docker", "build", "--tag", "safelight:test", *given, ".")
+        return {"SAFELIGHT_IMAGE": "safelight:test"} | dict(map(stand_in, STAND_INS.glob("*.dockerfile")))
     finally:
         shutil.rmtree(wheels, ignore_errors=True)
-    return named
 
 
-@pytest.fixture(scope="session")
+def stand_in(recipe: Path) -> tuple[str, str]:
+    """Build one; the variable of the compose files that names its image, and the image."""
+    image = f"safelight-test-{recipe.stem}"
+    run("docker", "build", "--tag", image, "--file", str(recipe), ".")
+    return f"{recipe.stem.upper().replace('-', '_')}_IMAGE", image
+
+
+@pytest.fixture(scope="module")
 def compose(images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    """The stack of what there are images for, up and healthy, on free ports; batches of two do not fit into memory."""
-    listed = yaml.safe_load((ROOT / "prometheus" / "targets" / "cpu.yml").read_text())
-    targets = tmp_path_factory.mktemp("targets") / "targets.yml"
-    targets.write_text(yaml.safe_dump([each for each in listed if each["labels"]["job"] in SERVICES]))
+    """The stack of one service; batches of two do not fit into memory."""
+    with stack("cpu", CORE, {**images, "SAFELIGHT_FAULTS": "oom_above=1"}, tmp_path_factory) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def fleet(images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """The stack of an API and two workers."""
+    with stack("scale", FLEET, images, tmp_path_factory) as started:
+        yield started
+
+
+@contextmanager
+def stack(
+    profile: str, services: Sequence[str], environment: Mapping[str, str], folders: pytest.TempPathFactory
+) -> Iterator[Compose]:
+    """What there are images for of a profile, up and healthy, on free ports."""
+    listed = yaml.safe_load((ROOT / "prometheus" / "targets" / f"{profile}.yml").read_text())
+    targets = folders.mktemp("targets") / "targets.yml"
+    here = [each for each in listed if each["targets"][0].split(":")[0] in services]
+    targets.write_text(yaml.safe_dump(here))
     targets.parent.chmod(0o755)
-    started = Compose(
-        {
-            **images,
-            "SAFELIGHT_TARGETS": str(targets),
-            "SAFELIGHT_PORT": "0",
-            "SAFELIGHT_INBOX_PORT": "0",
-            "SAFELIGHT_OTLP_ENDPOINT": "",
-            "SAFELIGHT_FAULTS": "oom_above=1",
-        }
-    )
+    settings = {
+        "PROFILE": profile,
+        "SAFELIGHT_TARGETS": str(targets),
+        "SAFELIGHT_PORT": "0",
+        "SAFELIGHT_INBOX_PORT": "0",
+        "SAFELIGHT_OTLP_ENDPOINT": "",
+    }
+    started = Compose(f"safelight-test-{profile}", services, {**environment, **settings})
     try:
-        started("up", "--detach", "--no-build", *SERVICES)
-        await_health(started)
+        started.up()
         yield started
     finally:
         started("down", "--volumes", "--timeout", "5")
-
-
-def health(compose: Compose) -> dict[str, str]:
-    """Of each container."""
-    found = {}
-    for service in SERVICES:
-        container = compose("ps", "--quiet", service).split()
-        state = json.loads(run("docker", "inspect", *container))[0]["State"] if container else {}
-        found[service] = state.get("Health", {}).get("Status", state.get("Status", "missing"))
-    return found
-
-
-def await_health(compose: Compose) -> None:
-    """Wait for all."""
-    deadline = time.monotonic() + UP_SECONDS
-    while (found := health(compose)) != dict.fromkeys(SERVICES, "healthy"):
-        assert time.monotonic() < deadline, f"{found}\n{compose('logs', '--tail=50')}"
-        time.sleep(2)

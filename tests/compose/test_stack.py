@@ -1,15 +1,13 @@
 """`docker-compose up`: a picture, targets, an alert in the inbox."""
 
-import json
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
 import yaml
 
 from observability.gameday.stack import until
-from tests.compose.conftest import SERVICES, Compose, health, run
+from tests.compose.conftest import CORE, Compose, run
 
 PATIENCE = 180.0
 
@@ -26,15 +24,9 @@ def test_every_profile_is_accepted(profile: str, load: str) -> None:
     assert ("deploy" in services["api"]) == (profile == "gpu")
 
 
-def asked(compose: Compose, path: str) -> Any:
-    """JSON of Prometheus, which is not published: asked from within."""
-    url = f"http://127.0.0.1:9090{path}"
-    return json.loads(compose("exec", "-T", "prometheus", "wget", "-q", "-O", "-", url))
-
-
 def test_all_is_healthy(compose: Compose) -> None:
     """By the health checks of the compose file."""
-    assert health(compose) == dict.fromkeys(SERVICES, "healthy")
+    assert compose.health() == {service: ["healthy"] for service in CORE}
 
 
 def test_a_picture_is_made(compose: Compose) -> None:
@@ -49,12 +41,7 @@ def test_a_picture_is_made(compose: Compose) -> None:
 
 def test_all_targets_are_up(compose: Compose) -> None:
     """Each of the profile's that runs here."""
-
-    def up() -> set[str]:
-        found = asked(compose, f"/api/v1/query?query={quote('up == 1')}")["data"]["result"]
-        return {each["metric"]["job"] for each in found}
-
-    assert until(lambda: up() == set(SERVICES), PATIENCE, "all targets up")
+    until(lambda: compose.targets() == dict.fromkeys(CORE, 1), PATIENCE, "all targets up")
 
 
 def test_an_alert_reaches_the_inbox(compose: Compose) -> None:

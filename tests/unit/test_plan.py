@@ -1,6 +1,7 @@
 """The simulated launch: the same day every time, nothing lost in it, and what production's policy makes of it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,3 +89,45 @@ def test_the_command_prints_a_table_and_draws_a_picture(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert set(json.loads(figures_file.read_text())["figures"]) == {"without cache", "with cache"}
     assert CliRunner().invoke(main, ["plan", "--workers", "3:1"]).exit_code == 2
+
+
+def results(file: Path, seconds_of_a_step: float) -> Path:
+    """What a benchmark leaves of a machine that has two slots and needs no time beside its steps."""
+    curve = [{"pictures": n, "encode": 0.0, "step": seconds_of_a_step, "decode": 0.0} for n in (1, 2)]
+    block = {"target": "safelight", "beside": "other", "latencies": [20 * seconds_of_a_step] * 10, "rate": None}
+    uniform = {**block, "part": "uniform", "seconds": 100 * seconds_of_a_step}
+    mixed = {**block, "part": "mixed", "seconds": 1.0, "rate": 0.01}
+    file.write_text(json.dumps({"machine": "a machine", "slots": 2, "curve": curve, "measured": [uniform, mixed]}))
+    return file
+
+
+def test_a_measured_machine_is_multiplied(tmp_path: Path) -> None:
+    """Until the p99 is met; and what is predicted of the benchmark itself stands beside what was measured."""
+    file = results(tmp_path / "results.json", seconds_of_a_step=0.1)
+    told = CliRunner().invoke(main, ["plan", "--measured", str(file), "--rate", "5", "--p99", "3", "--gpu-price", "2"])
+    assert told.exit_code == 0
+    assert "makes 1.00 pictures/s" in told.output
+    found = re.search(r"take (\d+) of them .* p99 ([\d.]+) s.*, ([\d.]+) for 1,000", told.output, re.DOTALL)
+    assert found is not None
+    workers, p99, dollars = int(found[1]), float(found[2]), float(found[3])
+    assert 5 < workers < 12
+    assert 2.0 <= p99 <= 3.0
+    assert dollars == pytest.approx(1000 * 2 * workers / (5 * HOUR), abs=0.001)
+    assert "pictures/s: 1.000 against 1.000, +0.0%" in told.output
+
+
+def test_what_no_number_of_machines_can_do_is_said(tmp_path: Path) -> None:
+    """A picture that takes longer than it may."""
+    file = results(tmp_path / "results.json", seconds_of_a_step=1.0)
+    told = CliRunner().invoke(main, ["plan", "--measured", str(file), "--rate", "1", "--p99", "5"])
+    assert told.exit_code == 1
+    assert "takes too long" in told.output
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    """With the name of what was expected."""
+    file = tmp_path / "other.json"
+    file.write_text("{}")
+    refused = CliRunner().invoke(main, ["plan", "--measured", str(file)])
+    assert refused.exit_code == 2
+    assert "benchmarks.suite" in refused.output

@@ -1,0 +1,250 @@
+"""What only Safelight is asked for: pictures of many sizes, the same requests again, a crowd, and clients that leave.
+
+Each workload has a service of its own, and returns its figures by name.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from benchmarks.harness import PNG, Service, ask, service
+from benchmarks.peers.pair import usage
+from benchmarks.told import Told
+from benchmarks.traffic import MIXES, Request, all_at_once, draw
+
+Figures = dict[str, float]
+
+SIZED_PICTURES, SIZED_CLIENTS = 96, 16
+FAVOURITES, REPEATED, REPEAT_CLIENTS, HIT_SECONDS = 100, 400, 8, 10.0
+ZIPF = 1.1
+CROWD, HEALTH_SECONDS = 1000, 0.1
+STORM, STORM_STEPS, PATIENCE = 64, 50, 3.0
+GIB = 2.0**30
+
+
+def sizes(model: str) -> Figures:
+    """Closed-loop clients who each ask for one of four sizes, all alike otherwise."""
+    with service(model, {}) as target:
+        known = target.get_json("/model")
+        own, least, most = known["default_width"], known["min_size"], known["max_size"]
+        each = itertools.cycle([(own, own), (least, least), (own, most), (least, own)])
+        requests = iter([(request, next(each)) for request in all_at_once(MIXES["uniform"], SIZED_PICTURES, "sizes")])
+        lock = threading.Lock()
+
+        def client(_number: int) -> list[float]:
+            latencies: list[float] = []
+            while True:
+                with lock:
+                    request, (width, height) = next(requests, (None, (0, 0)))
+                if request is None:
+                    return latencies
+                began = time.perf_counter()
+                _picture(target, {**request.body(), "width": width, "height": height})
+                latencies.append(time.perf_counter() - began)
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(SIZED_CLIENTS) as pool:
+            latencies = list(itertools.chain(*pool.map(client, range(SIZED_CLIENTS))))
+        return {"throughput": len(latencies) / (time.perf_counter() - began), **_percentiles(latencies)}
+
+
+def _picture(target: Service, body: Mapping[str, object]) -> None:
+    with contextlib.closing(target.connect()) as connection:
+        headers = {"Content-Type": "application/json", "Accept": "image/png"}
+        connection.request("POST", "/generate", json.dumps(body), headers)
+        answer = connection.getresponse()
+        if not answer.read().startswith(PNG):
+            raise SystemExit(f"the service answered {answer.status}")
+
+
+def _percentiles(latencies: Sequence[float], prefix: str = "") -> Figures:
+    values = np.percentile(latencies, (50, 95, 99))
+    return {f"{prefix}{name}": float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
+
+
+def repeat(model: str) -> Figures:
+    """Clients whose prompts are as popular as Zipf says: first the work that the cache saves, then how fast it answers.
+
+    For the second the API has one core, and the clients another. Its engine has nothing to do then.
+    """
+    source = random.Random(0)
+    favourites = [
+        replace(each, steps=4).body() | {"cache": True}
+        for each in draw(MIXES["uniform"], FAVOURITES, 1.0, "favourites")
+    ]
+    weights = [1 / rank**ZIPF for rank in range(1, FAVOURITES + 1)]
+    made_at_least = sum(
+        1 - (1 - weight / sum(weights)) ** REPEATED for weight in weights
+    )  # expected, of all that differ
+    with service(model, {}) as target:
+        before = Told(target)
+        _many(target, source.choices(favourites, weights, k=REPEATED))
+        made = Told(target).total("safelight_images_total") - before.total("safelight_images_total")
+        _many(target, favourites)
+        ours, theirs = cores = sorted(os.sched_getaffinity(0))[:2]
+        for thread in Path(f"/proc/{target.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {ours})
+        os.sched_setaffinity(0, {theirs})
+        try:
+            began = time.perf_counter()
+            asked = iter(lambda: source.choices(favourites, weights)[0], None)
+            latencies = _many(target, asked, lambda: time.perf_counter() - began > HIT_SECONDS)
+            took = time.perf_counter() - began
+        finally:
+            os.sched_setaffinity(0, cores)
+        saved, predicted = 1 - made / REPEATED, 1 - made_at_least / REPEATED
+        figures = {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted}
+        return figures | {"hits_per_second": len(latencies) / took} | _percentiles(latencies, "hit_")
+
+
+def _many(
+    target: Service, bodies: Iterable[Mapping[str, object]], is_over: Callable[[], bool] = lambda: False
+) -> list[float]:
+    """Ask for all from a few clients, each over a connection that is kept; the seconds of each."""
+    left, lock = iter(bodies), threading.Lock()
+    headers = {"Content-Type": "application/json", "Accept": "image/png"}
+
+    def client(_number: int) -> list[float]:
+        latencies = []
+        with contextlib.closing(target.connect()) as connection:
+            while not is_over():
+                with lock:
+                    body = next(left, None)
+                if body is None:
+                    break
+                began = time.perf_counter()
+                connection.request("POST", "/generate", json.dumps(body), headers)
+                answer = connection.getresponse()
+                if not answer.read().startswith(PNG):
+                    raise SystemExit(f"the service answered {answer.status}")
+                latencies.append(time.perf_counter() - began)
+        return latencies
+
+    with ThreadPoolExecutor(REPEAT_CLIENTS) as pool:
+        return list(itertools.chain(*pool.map(client, range(REPEAT_CLIENTS))))
+
+
+def crowd(model: str) -> Figures:
+    """A thousand clients at once, short pictures, half may wait; and somebody who asks for the API's health."""
+    with service(model, {"queue_limit": CROWD // 2}) as target:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        doctor = context.Process(target=_ask_for_health, args=(target, theirs), daemon=True)
+        doctor.start()
+        ours.recv()  # it is there
+        counts = asyncio.run(_crowd(target))
+        ours.send("enough")
+        health, memory = ours.recv()
+        doctor.join()
+    refused, completed = counts.pop(429, 0), counts.pop(200, 0)
+    return {
+        "completed": completed,
+        "refused": refused,
+        "failures": sum(counts.values()) + health.count(None),
+        "health_checks": len(health),
+        "health_p99": float(np.percentile([each for each in health if each is not None], 99)),
+        "memory_gib": memory / GIB,
+    }
+
+
+async def _crowd(target: Service) -> Counter[int]:
+    """How many were answered with which status."""
+    url = f"http://{target.host}:{target.port}"
+    bodies = [replace(each, steps=4).body() for each in draw(MIXES["uniform"], CROWD, 1.0, "crowd")]
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+
+        async def client(body: Mapping[str, object]) -> int:
+            try:
+                async with session.post(f"{url}/generate", json=body, headers={"Accept": "image/png"}) as answer:
+                    picture = await answer.read()
+                    return answer.status if answer.status != 200 or picture.startswith(PNG) else -1
+            except (aiohttp.ClientError, TimeoutError):
+                return 0
+
+        return Counter(await asyncio.gather(*map(client, bodies)))
+
+
+def _ask_for_health(target: Service, connection: "Connection[object, object]") -> None:
+    """At fixed times, counted from then; send the seconds, None for a failure, and the most bytes of memory."""
+    memory, asked = [], []
+    with ThreadPoolExecutor(64) as pool:
+        connection.send("ready")
+        due = time.perf_counter()
+        while not connection.poll():
+            asked.append(pool.submit(_health, target, due))
+            if len(asked) % 10 == 1:
+                memory.append(usage(target.pid).memory)
+            due += HEALTH_SECONDS
+            time.sleep(max(0.0, due - time.perf_counter()))
+    connection.send(([each.result() for each in asked], max(memory)))
+
+
+def _health(target: Service, due: float) -> float | None:
+    try:
+        target.get("/health/live")
+    except (OSError, RuntimeError):
+        return None
+    return time.perf_counter() - due
+
+
+def aborts(model: str) -> Figures:
+    """Clients who ask for many steps, and of whom every second one hangs up early: steps that are not run in vain."""
+    requests = [replace(each, steps=STORM_STEPS) for each in draw(MIXES["uniform"], STORM, 1.0, "storm")]
+    source = random.Random(0)
+    patience = [source.uniform(0.05, PATIENCE) if number % 2 else None for number in range(STORM)]
+    with service(model, {}) as target:
+
+        def client(pair: tuple[Request, float | None]) -> bool:
+            request, seconds = pair
+            with contextlib.closing(target.connect()) as connection:
+                if seconds is None:
+                    ask(connection, request)
+                    return False
+                return _leave(connection, request, seconds)
+
+        with ThreadPoolExecutor(STORM) as pool:
+            left = sum(pool.map(client, zip(requests, patience, strict=True)))
+        told = Told(target)
+    cancelled = told.total("safelight_requests_total", outcome="cancelled", reason="disconnected")
+    if cancelled != left:
+        raise RuntimeError(f"{left} clients left, and the service tells of {cancelled:g}")
+    wasted = told.total("safelight_wasted_steps_total", reason="disconnected")
+    return {"left": left, "steps_in_vain": wasted, "not_run": 1 - wasted / (left * STORM_STEPS)}
+
+
+def _leave(connection: http.client.HTTPConnection, request: Request, seconds: float) -> bool:
+    """Hang up after so long; whether there was no answer until then."""
+    headers = {"Content-Type": "application/json", "Accept": "image/png"}
+    connection.request("POST", "/generate", json.dumps(request.body()), headers)
+    assert connection.sock is not None, "connected"
+    connection.sock.settimeout(seconds)
+    try:
+        connection.getresponse().read()
+    except TimeoutError:
+        return True
+    return False
+
+
+WORKLOADS: Mapping[str, Callable[[str], Figures]] = {
+    "sizes": sizes,
+    "repeat": repeat,
+    "crowd": crowd,
+    "aborts": aborts,
+}

@@ -1,0 +1,1 @@
+"""BentoML: adaptive batching."""

@@ -1,0 +1,1 @@
+"""LitServe: max_batch_size and batch_timeout."""

@@ -1,0 +1,112 @@
+"""Clients of any peer: one after the other, so many at once, or at given times."""
+
+import http.client
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.peers.catalogue import Peer
+from benchmarks.peers.colours import CHECKED, right_colour
+from benchmarks.traffic import Request
+
+CLIENT_SECONDS = 900.0
+LEAD_SECONDS = 0.1
+PNG = b"\x89PNG"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Seconds from when the request was due to the answer; `error` says what is wrong with it, if something is."""
+
+    prompt: str
+    seconds: float
+    error: str = ""
+    picture: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A peer that serves."""
+
+    peer: Peer
+    host: str
+    port: int
+    pid: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def ask(self, request: Mapping[str, Any], due: float | None = None, patience: float = CLIENT_SECONDS) -> Answer:
+        """One picture, over a connection of its own, for at most `patience` seconds."""
+        due = time.perf_counter() if due is None else due
+        picture, error = self._picture(request, patience)
+        return Answer(request["prompt"], time.perf_counter() - due, error, picture)
+
+    def _picture(self, request: Mapping[str, Any], patience: float) -> tuple[bytes, str]:
+        """The picture, or what is wrong."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=patience)
+        try:
+            headers = {"Content-Type": "application/json", **self.peer.headers}
+            connection.request("POST", self.peer.path, self.peer.encode(request), headers)
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                return b"", f"status {response.status}"
+            picture = self.peer.picture(body)
+            return (picture, "") if picture.startswith(PNG) else (b"", "no picture")
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            return b"", type(error).__name__
+        finally:
+            connection.close()
+
+
+Work = Callable[[Endpoint, Sequence[Request]], list[Answer]]
+
+
+def in_turn(endpoint: Endpoint, requests: Sequence[Request]) -> list[Answer]:
+    """Each when the one before has its answer."""
+    return [endpoint.ask(each.body()) for each in requests]
+
+
+def closed(clients: int) -> Work:
+    """So many clients, each of which asks for its next picture as soon as it has one."""
+
+    def work(endpoint: Endpoint, requests: Sequence[Request]) -> list[Answer]:
+        left, lock = iter(requests), threading.Lock()
+
+        def client(_number: int) -> list[Answer]:
+            answers: list[Answer] = []
+            while True:
+                with lock:
+                    request = next(left, None)
+                if request is None:
+                    return answers
+                answers.append(endpoint.ask(request.body()))
+
+        with ThreadPoolExecutor(clients) as pool:
+            return list(itertools.chain(*pool.map(client, range(clients))))
+
+    return work
+
+
+def opened(endpoint: Endpoint, requests: Sequence[Request]) -> list[Answer]:
+    """Each at its time, whatever became of the others."""
+    origin = time.perf_counter() + LEAD_SECONDS
+
+    def client(request: Request) -> Answer:
+        due = origin + request.at
+        time.sleep(max(0.0, due - time.perf_counter()))
+        return endpoint.ask(request.body(), due)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(client, requests))
+
+
+def looked_at(answers: Sequence[Answer]) -> list[bool]:
+    """Of a share of the answers, whether the picture is right."""
+    return [right_colour(each.picture, each.prompt) for each in answers[::CHECKED] if not each.error]

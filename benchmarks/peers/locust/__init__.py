@@ -1,0 +1,1 @@
+"""The published experiment's clients."""

@@ -1,0 +1,58 @@
+"""A user asks for a picture, and for the next one as soon as it is there. Locust runs this file in its own environment.
+
+`USERS_PEER` names the peer, `USERS_FILE` where every request is written: when it began and ended, what was wrong and,
+of a share of them, whether the picture is right.
+"""
+
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from locust import FastHttpUser, events, task
+
+from benchmarks.peers.catalogue import PEERS, SAFELIGHT
+from benchmarks.peers.colours import CHECKED, right_colour
+from benchmarks.traffic import MIXES, all_at_once
+
+PEER = {**PEERS, SAFELIGHT.name: SAFELIGHT}[os.environ["USERS_PEER"]]
+FILE = Path(os.environ["USERS_FILE"])
+
+requests = itertools.cycle(all_at_once(MIXES["uniform"], 1000, "users"))
+numbers = itertools.count()
+answers: list[dict[str, Any]] = []
+
+
+class User(FastHttpUser):
+    network_timeout = connection_timeout = 900.0
+
+    @task
+    def ask(self) -> None:
+        request, began = next(requests), time.monotonic()
+        told: dict[str, Any] = {"began": began, "error": ""}
+        answers.append(told)
+        headers = {"Content-Type": "application/json", **PEER.headers}
+        with self.client.post(
+            PEER.path, data=PEER.encode(request.body()), headers=headers, catch_response=True
+        ) as answer:
+            told["ended"] = time.monotonic()
+            told["error"], picture = understood(answer)
+            if picture and next(numbers) % CHECKED == 0:
+                told["right"] = right_colour(picture, request.prompt)
+
+
+def understood(answer: Any) -> tuple[str, bytes]:
+    """What is wrong with an answer, or its picture."""
+    if answer.status_code != 200:
+        return f"status {answer.status_code}", b""
+    try:
+        return "", PEER.picture(answer.content)
+    except (ValueError, LookupError):
+        return "no picture", b""
+
+
+@events.quitting.add_listener
+def write(**_: Any) -> None:
+    FILE.write_text(json.dumps(answers))

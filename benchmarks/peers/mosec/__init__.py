@@ -1,0 +1,1 @@
+"""mosec: dynamic batching."""

@@ -1,0 +1,1 @@
+"""FastAPI, one request at a time."""

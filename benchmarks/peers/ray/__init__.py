@@ -1,0 +1,1 @@
+"""Ray Serve: `@serve.batch`."""

@@ -1,0 +1,131 @@
+"""The results as text, as part of RESULTS.md and as a picture."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.peers.catalogue import PEERS, SAFELIGHT
+from benchmarks.peers.published import ARRIVAL_SECONDS
+from benchmarks.peers.results import OURS, Measured, Results
+
+BEGIN, END = "<!-- peers: written by make bench -->", "<!-- peers: end -->"
+MIB = 1 << 20
+TITLES = {
+    **{name: each.title for name, each in PEERS.items()},
+    OURS: SAFELIGHT.title,
+    "bare": "the bare pipeline",
+    "ideal": "an ideal engine (simulated)",
+}
+COLUMNS = ("requests", "failures", "mean s", "per second", "p50", "p90", "p95", "p99", "cores", "MiB", "right")
+PARTS = {
+    "idle": "One client, one request after the other, all in turns; 20 steps",
+    "uniform": "Uniform: 16 closed-loop clients, 20 steps",
+    "mixed saturated": "Mixed, saturated: 16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5",
+    "mixed": "Mixed, open loop, at 0.7 of the {rate:.2f} pictures/s that Safelight's window mode makes of it at most",
+    "mixed, its own load": "Mixed, open loop, at 0.7 of what the peer makes of it at most",
+    "one user": "The published scenario of one user",
+    "eight users": "The published scenario of eight users, of whom one comes every {arrival:g} s",
+}
+
+
+def line(each: Measured) -> str:
+    """What one target did of a part, in a line."""
+    named = zip(COLUMNS, _cells(each), strict=True)
+    return f"{each.part}, {each.target}: " + ", ".join(f"{name} {value}" for name, value in named if value)
+
+
+def _cells(each: Measured) -> list[str]:
+    percentiles = (each.figure(name) for name in ("p50", "p90", "p95", "p99"))
+    return [
+        str(each.requests),
+        f"{each.failures:.0f}",
+        f"{np.mean(each.latencies or [np.nan]):.3f}",
+        f"{each.throughput:.2f}",
+        *("" if value is None else f"{value:.3f}" for value in percentiles),
+        f"{each.cpu_seconds / each.seconds:.2f}" if each.memory else "",
+        f"{each.memory / MIB:,.0f}" if each.memory else "",
+        f"{each.looked_at - each.wrong} of {each.looked_at}" if each.looked_at else "",
+    ]
+
+
+def table(rows: Iterable[tuple[str, Measured]]) -> str:
+    """In Markdown."""
+    lines = [f"| | {' | '.join(COLUMNS)} |", f"|{' --- |' * (len(COLUMNS) + 1)}"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(_cells(each))} |" for name, each in rows)])
+
+
+def tables(results: Results) -> Iterator[str]:
+    """One for each part."""
+    for part, title in PARTS.items():
+        if blocks := results.blocks(part):
+            told = title.format(arrival=ARRIVAL_SECONDS * results.settings["scale_time"], rate=results.window_rate)
+            yield f"**{told}**\n"
+            yield table((_name(each), each) for each in blocks.values()) + "\n"
+        if part == "mixed" and results.saturated:
+            told = "; ".join(f"{TITLES[peer]} ({why})" for peer, why in results.saturated.items())
+            yield f"Saturated: {told}.\n"
+
+
+def _name(each: Measured) -> str:
+    rate = "" if each.rate is None else f" at {each.rate:.2f}/s"
+    return f"{TITLES[each.target]}{rate}" if each.target == each.beside else f"beside it: {TITLES[each.target]}"
+
+
+def markdown(results: Results) -> str:
+    """Everything, for RESULTS.md."""
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    settings = ", ".join(f"{name} {value}" for name, value in results.settings.items())
+    lines = [f"{results.machine}. {versions}. Settings: {settings}.\n"]
+    lines.append("| bar | found | asked | |\n| --- | --- | --- | --- |")
+    for each in results.bars():
+        value = "" if each.value is None else f"{each.value:.3f}"
+        sign = "at most" if each.most else "at least"
+        lines.append(f"| {each.name} | {value} | {sign} {each.bar:g} | {each.verdict} |")
+    lines += ["", *tables(results)]
+    if results.limits:
+        rates = ", ".join(f"{case} {np.mean(found):.2f}" for case, found in results.limits.items())
+        lines.append(f"The limit, pictures a second of the bare pipeline in a loop by batch size: {rates}.\n")
+    for peer, why in results.not_run.items():
+        lines.append(f"{TITLES[peer]} could not run, or not all of it: {why}.\n")
+    for name, figures in results.alone.items():
+        lines.append(
+            f"Safelight alone, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) + ".\n"
+        )
+    return "\n".join(lines)
+
+
+def insert(results: Results, file: Path) -> None:
+    """Write the tables into RESULTS.md, over those of an earlier run. Raises `ValueError` if their place is missing."""
+    before, rest = file.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    file.write_text(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")
+
+
+def draw(results: Results, file: Path) -> None:
+    """Each peer and Safelight beside it: throughput of uniform traffic and the limit, latencies of mixed traffic."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    uniform, mixed = results.pairs("uniform"), results.pairs("mixed") or results.pairs("mixed, its own load")
+    _bars(left, "Uniform, 16 clients: pictures a second", uniform, "throughput")
+    for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
+        if found := results.limits.get(case):
+            left.axvline(float(np.mean(found)), color="black", linestyle=style, label=f"bare pipeline, {case}")
+    _bars(right, "Mixed, open loop: seconds, median and p95 (pale)", mixed, "p95", alpha=0.4)
+    _bars(right, right.get_title(), mixed, "p50")
+    left.legend(loc="lower right")
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=100)
+
+
+def _bars(axes: Axes, title: str, pairs: Sequence[tuple[Measured, Measured]], figure: str, alpha: float = 1.0) -> None:
+    for side, (offset, colour) in enumerate(((-0.2, "tab:blue"), (0.2, "tab:orange"))):
+        values = [pair[side].figure(figure) or 0.0 for pair in pairs]
+        label = ("peer", SAFELIGHT.title + " beside it")[side] if alpha == 1.0 else None
+        places = [number + offset for number in range(len(pairs))]
+        axes.barh(places, values, height=0.4, color=colour, alpha=alpha, label=label)
+    axes.set_yticks(range(len(pairs)), [TITLES[theirs.target] for theirs, _ in pairs])
+    axes.set_ylim(len(pairs) - 0.5, -0.5)
+    axes.set_title(title)

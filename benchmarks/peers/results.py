@@ -1,0 +1,237 @@
+"""What was measured, kept as it comes, and which bars it meets."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from benchmarks.curve import Sample
+from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT
+
+P99_LEAST = 300  # samples
+SPOILT = 0.01
+EQUAL = 0.98
+EQUAL_SECONDS = 0.002
+OURS = SAFELIGHT.name
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One part of the work as `target` did it, next to `beside`, in `seconds`.
+
+    `latencies` in seconds are those of answers with a picture, `errors` count the others by kind; of `looked_at`
+    pictures `wrong` were not what was asked for. `cpu_seconds` and the most `memory` in bytes are of its processes;
+    `rate` is that at which requests came in an open loop.
+    """
+
+    part: str
+    target: str
+    beside: str
+    seconds: float
+    latencies: list[float]
+    errors: dict[str, int]
+    looked_at: int = 0
+    wrong: int = 0
+    cpu_seconds: float = 0.0
+    memory: int = 0
+    rate: float | None = None
+
+    @property
+    def requests(self) -> int:
+        return len(self.latencies) + sum(self.errors.values())
+
+    @property
+    def failures(self) -> float:
+        """Errors, and as many wrong pictures as there are by the share of those that were looked at."""
+        share = self.wrong / self.looked_at if self.looked_at else 0.0
+        return sum(self.errors.values()) + share * len(self.latencies)
+
+    @property
+    def throughput(self) -> float:
+        """Right answers a second."""
+        return (self.requests - self.failures) / self.seconds
+
+    def figure(self, name: str) -> float | None:
+        """`throughput`, or a percentile of the latencies as `p50`; None where there are too few to speak of it."""
+        if name == "throughput":
+            return self.throughput
+        share = float(name.removeprefix("p"))
+        if not self.latencies or (share >= 99 and len(self.latencies) < P99_LEAST):
+            return None
+        return float(np.percentile(self.latencies, share))
+
+    def __add__(self, more: "Measured") -> "Measured":
+        """Two blocks of the same as one."""
+        return Measured(
+            self.part,
+            self.target,
+            self.beside,
+            self.seconds + more.seconds,
+            self.latencies + more.latencies,
+            dict(Counter(self.errors) + Counter(more.errors)),
+            self.looked_at + more.looked_at,
+            self.wrong + more.wrong,
+            self.cpu_seconds + more.cpu_seconds,
+            max(self.memory, more.memory),
+            self.rate,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure and the least, or the `most`, that it should be; without a value it was not run.
+
+    `why` says why it was not, or why it is missed whatever the figure.
+    """
+
+    name: str
+    value: float | None
+    bar: float
+    most: bool = False
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.value is None:
+            return f"not run ({self.why or 'not measured'})"
+        if self.why:
+            return f"missed ({self.why})"
+        return "met" if (self.value <= self.bar if self.most else self.value >= self.bar) else "missed"
+
+
+@dataclass
+class Results:
+    """All that was measured on `machine` with `versions`.
+
+    `not_run` says of a peer why. `limits` are pictures a second of the bare pipeline by batch size, with weights as the
+    engine orders them (`raw 8`) and as diffusers does (`plain 8`); `curve` is its; `alone` are figures of what only
+    Safelight was asked for.
+    """
+
+    settings: dict[str, Any]
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    slots: int = 0
+    curve: list[Sample] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    limits: dict[str, list[float]] = field(default_factory=dict)
+    window_rate: float = 0.0  # pictures a second of mixed traffic that Safelight's `window` mode makes when saturated
+    saturated: dict[str, str] = field(default_factory=dict)  # peers that cannot carry mixed traffic, and why
+    alone: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """The results that `write` left."""
+        stored = json.loads(path.read_text())
+        stored.pop("bars", None)
+        return TypeAdapter(cls).validate_python(stored)
+
+    def write(self, path: Path) -> None:
+        """Keep everything, and what became of the bars so far."""
+        bars = [{**asdict(each), "verdict": each.verdict} for each in self.bars()]
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"bars": bars, **asdict(self)}, indent=1) + "\n")
+        partial.replace(path)
+
+    def blocks(self, part: str) -> "dict[tuple[str, str], Measured]":
+        """All that was measured of a part, by whom it was beside and by target; blocks of the same as one."""
+        found: dict[tuple[str, str], Measured] = {}
+        for each in self.measured:
+            if each.part == part:
+                key = each.beside, each.target
+                found[key] = found[key] + each if key in found else each
+        return found
+
+    def of(self, part: str, target: str) -> list[Measured]:
+        """What `target` did of a part beside each other."""
+        return [each for (_, name), each in self.blocks(part).items() if name == target]
+
+    def pairs(self, part: str) -> list[tuple[Measured, Measured]]:
+        """What each peer did of a part, and what Safelight did beside it."""
+        blocks = self.blocks(part)
+        return [
+            (each, blocks[beside, OURS])
+            for (beside, target), each in blocks.items()
+            if target == beside and (beside, OURS) in blocks
+        ]
+
+    def bars(self) -> Iterator[Bar]:
+        """In the order in which they were set."""
+        yield from self._uniform()
+        yield from self._mixed()
+        yield from self._idle()
+        yield from self._published()
+        yield from self._alone()
+
+    def _against(self, name: str, part: str, figure: str, bar: float, peers: Collection[str] = PEERS) -> Bar:
+        """How many times better than the best peer: a throughput, or a latency.
+
+        A peer of whose answers more than `SPOILT` are failures is no rival; a failure of Safelight's misses the bar.
+        """
+        found = []
+        for theirs, ours in self.pairs(part):
+            if theirs.target not in peers or theirs.failures > SPOILT * theirs.requests:
+                continue
+            if ours.failures:
+                return Bar(name, 0.0, bar, why=f"{ours.failures:.0f} of Safelight's requests failed")
+            values = ours.figure(figure), theirs.figure(figure)
+            if None not in values:
+                mine, yours = cast(tuple[float, float], values)
+                found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
+        if not found:
+            return Bar(name, None, bar, why="no peer carries it, or samples are too few")
+        least, peer = min(found)
+        return Bar(f"{name} ({peer})", least, bar)
+
+    def _uniform(self) -> Iterator[Bar]:
+        yield self._against("1. uniform, 16 clients: throughput over the best peer's", "uniform", "throughput", EQUAL)
+        ours = [each.throughput for each in self.of("uniform", OURS)]
+        for case in (f"plain {self.slots}", f"raw {self.slots}"):
+            name = f"1. uniform, 16 clients: throughput over the bare pipeline's, {case}"
+            limit = self.limits.get(case)
+            value = statistics.harmonic_mean(ours) / statistics.harmonic_mean(limit) if ours and limit else None
+            yield Bar(name, value, 0.97)
+
+    def _mixed(self) -> Iterator[Bar]:
+        part = "mixed" if self.pairs("mixed") else "mixed, its own load"
+        for figure, bar in (("p50", 2.5), ("p95", 1.4)):
+            yield self._against(f"2. {part}: best peer's {figure} over ours", part, figure, bar)
+        yield self._against(
+            "2. mixed, saturated: throughput over the best peer's", "mixed saturated", "throughput", EQUAL
+        )
+
+    def _idle(self) -> Iterator[Bar]:
+        name = "3. idle: seconds over the bare pipeline's, without encoding (medians)"
+        over, gains = [], []
+        for theirs, ours in self.pairs("idle"):
+            bare = self.blocks("idle")[theirs.beside, "bare"]
+            over.append(statistics.median(ours.latencies) - statistics.median(bare.latencies))
+            gains.append((statistics.median(theirs.latencies) - statistics.median(ours.latencies), theirs.target))
+        encode = self.alone.get("idle", {}).get("encode_seconds", 0.0)
+        yield Bar(name, statistics.median(over) - encode if over else None, 0.005, most=True)
+        least, peer = min(gains, default=(None, "none"))
+        yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS)
+
+    def _published(self) -> Iterator[Bar]:
+        for figure, what in (("throughput", "requests a second over"), ("p99", "p99 below")):
+            name = f"4. published scenario of 8 users: {what} the best plain endpoint's"
+            yield self._against(name, "eight users", figure, 1.4, PLAIN)
+
+    def _alone(self) -> Iterator[Bar]:
+        for part, name, figure, bar, most in (
+            ("repeat", "5. repeat-heavy: cache hits a second", "hits_per_second", 1000, False),
+            ("repeat", "5. repeat-heavy: p99 of hits, s", "hit_p99", 0.02, True),
+            ("repeat", "5. repeat-heavy: work saved over what Zipf predicts", "saved_over_zipf", EQUAL, False),
+            ("crowd", "6. 1,000 clients: failures but 429", "failures", 0, True),
+            ("crowd", "6. 1,000 clients: p99 of the API's health, s", "health_p99", 0.1, True),
+            ("crowd", "6. 1,000 clients: GiB", "memory_gib", 1.5, True),
+            ("aborts", "7. abort storm: share of aborted requests' steps not run", "not_run", 0.9, False),
+        ):
+            yield Bar(name, self.alone.get(part, {}).get(figure), bar, most)

@@ -1,0 +1,248 @@
+"""The comparison itself: peer after peer does each part of the work, and Safelight the same beside it.
+
+  idle             one client, one request after the other, all in turns, the bare pipeline too
+  uniform          16 closed-loop clients, 20 steps; then the bare pipeline, whose rate is the limit
+  mixed saturated  16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5
+  mixed            the same, open loop: seeded Poisson arrivals at 0.7 of what Safelight's `window` mode makes of them
+  mixed, its own load   the same at 0.7 of what the peer itself makes of them, which each can carry
+  one user, eight users   the published experiment's scenarios, by Locust
+
+A part is done in blocks: peer, Safelight, Safelight, peer.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import psutil
+
+from benchmarks import alone, simulate
+from benchmarks.bare import BareProcess, bare_process
+from benchmarks.curve import Times
+from benchmarks.harness import service
+from benchmarks.peers import published, report
+from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT, Peer
+from benchmarks.peers.environment import CannotServe, prepare, serving
+from benchmarks.peers.load import Answer, Endpoint, Work, closed, in_turn, looked_at, opened
+from benchmarks.peers.pair import Meter, Pair, endpoint
+from benchmarks.peers.results import Measured, Results
+from benchmarks.report import SERVED_ORDER
+from benchmarks.told import Told
+from benchmarks.traffic import MIXES, Mix, Request, all_at_once, block
+from observability.labels import Batching
+
+CLIENTS = 16
+LOAD = 0.7
+RAW_BATCHES = (1, 2, 4, 8)
+CURVE_ROUNDS = 2
+WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES["uniform"], 16))  # BentoML learns from its first dozen batches
+MIXED, OWN_LOAD = "mixed", "mixed, its own load"
+PARTS = ("idle", "uniform", "mixed saturated", MIXED, OWN_LOAD, *published.SCENARIOS)
+FULL = {"idle": 40, "uniform": 192, "mixed saturated": 192, MIXED: 300, OWN_LOAD: 300}
+QUICK = {"idle": 8, "uniform": 64, "mixed saturated": 64, MIXED: 60, OWN_LOAD: 60}
+ALL_PARTS_OF = {"plain-sync"}  # of the plain endpoints; the others are there for the published scenarios
+FAILURES = (CannotServe, psutil.Error, OSError, RuntimeError, SystemExit)
+
+
+class Runner:
+    """Measures what `results` does not have yet."""
+
+    def __init__(self, arguments: argparse.Namespace, results: Results) -> None:
+        self._arguments = arguments
+        self._results = results
+        self._counts = QUICK if arguments.quick else FULL
+        self._seed: int = arguments.seed
+
+    def run(self) -> Iterator[str]:
+        """Everything; yield what came out as it comes."""
+        if set(published.SCENARIOS) & set(self._arguments.parts):
+            prepare("locust")
+        if MIXED in self._arguments.parts and not self._results.window_rate:
+            yield self._window()
+        for name in self._arguments.peers:
+            yield from self._turn(PEERS[name])
+        for name in self._arguments.alone:
+            if name not in self._results.alone:
+                self._results.alone[name] = alone.WORKLOADS[name](self._arguments.model)
+                yield f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in self._results.alone[name].items())
+
+    def _requests(self, part: str) -> list[Request]:
+        mix = MIXES["mixed" if part.startswith("mixed") else "uniform"]
+        return all_at_once(mix, self._counts[part] // len(mix.kinds()), f"{self._seed} {part}")
+
+    def _window(self) -> str:
+        """The rate of which open-loop loads are a share."""
+        with service(self._arguments.model, self._settings(Batching.WINDOW)) as target:
+            served = endpoint(SAFELIGHT, target)
+            _warm(served)
+            with Meter(target.pid) as meter:
+                answers = closed(CLIENTS)(served, self._requests("mixed saturated"))
+        self._results.window_rate = sum(not each.error for each in answers) / meter.seconds
+        return f"window mode makes {self._results.window_rate:.2f} pictures/s of mixed traffic"
+
+    def _settings(self, batching: Batching = Batching.CONTINUOUS) -> dict[str, object]:
+        return {"batching": batching, "queue_limit": 10_000, "device": self._arguments.device}
+
+    def _turn(self, peer: Peer) -> Iterator[str]:
+        parts = [part for part in parts_of(peer.name, self._arguments.parts) if not self._is_done(part, peer)]
+        if not parts:
+            return
+        self._results.not_run.pop(peer.name, None)
+        model, device = self._arguments.model, self._arguments.device
+        try:
+            with ExitStack() as stack:
+                theirs = stack.enter_context(serving(peer, model, device))
+                bare = stack.enter_context(bare_process(model, device))
+                ours = stack.enter_context(service(model, self._settings()))
+                self._results.slots = ours.slots()
+                pair = stack.enter_context(Pair(theirs, ours, bare))
+                for each in pair.endpoints:
+                    with pair.only(each):
+                        _warm(each)
+                for part in parts:
+                    yield from self._part(part, pair)
+        except FAILURES as error:
+            self._results.not_run[peer.name] = f"{type(error).__name__}: {error}"
+            yield f"{peer.name}: {self._results.not_run[peer.name]}"
+
+    def _is_done(self, part: str, peer: Peer) -> bool:
+        return bool(self._results.of(part, peer.name)) or (part == MIXED and peer.name in self._results.saturated)
+
+    def _part(self, part: str, pair: Pair) -> Iterator[str]:
+        if part in published.SCENARIOS:
+            blocks = self._scenario(part, pair)
+        elif part == "idle":
+            blocks = self._idle(pair)
+        elif part in (MIXED, OWN_LOAD):
+            blocks = self._open(part, pair)
+        else:
+            blocks = self._blocks(part, pair, closed(CLIENTS), self._requests(part))
+        self._results.measured += blocks  # all or none, so that a run that goes on does not lack some
+        if part == "uniform":
+            yield self._limit(pair.bare)
+        for target in dict.fromkeys(each.target for each in blocks):
+            yield report.line(self._results.blocks(part)[pair.name, target])
+        if part == MIXED and not blocks:
+            yield f"{pair.name} cannot carry mixed traffic: {self._results.saturated[pair.name]}"
+
+    def _blocks(
+        self, part: str, pair: Pair, work: Work, requests: Sequence[Request], rate: float | None = None
+    ) -> list[Measured]:
+        """Each does half of the requests first and half of them last."""
+        half = len(requests) // 2
+        first, second = requests[:half], requests[half:]
+        found = []
+        for each, share in zip(
+            (*pair.endpoints, *reversed(pair.endpoints)), (first, first, second, second), strict=True
+        ):
+            with pair.only(each) as meter:
+                answers = work(each, share)
+            found.append(self._measured(part, pair, each, meter, answers, self._looks(answers), rate))
+        return found
+
+    def _looks(self, answers: Sequence[Answer]) -> list[bool]:
+        """Only the embedded model paints what it is asked for."""
+        return looked_at(answers) if self._arguments.has_colours else []
+
+    def _measured(
+        self,
+        part: str,
+        pair: Pair,
+        target: Endpoint,
+        meter: Meter,
+        answers: Sequence[Answer],
+        looks: Sequence[bool],
+        rate: float | None = None,
+        seconds: float | None = None,
+    ) -> Measured:
+        return Measured(
+            part=part,
+            target=target.peer.name,
+            beside=pair.name,
+            seconds=seconds or meter.seconds,
+            latencies=[round(each.seconds, 5) for each in answers if not each.error],
+            errors=dict(Counter(each.error for each in answers if each.error)),
+            looked_at=len(looks),
+            wrong=looks.count(False),
+            cpu_seconds=meter.cpu_seconds,
+            memory=meter.memory,
+            rate=rate,
+        )
+
+    def _idle(self, pair: Pair) -> list[Measured]:
+        """Who begins changes."""
+        found, encode = [], []
+        for number, request in enumerate(self._requests("idle")):
+            seconds = pair.bare.seconds(1, 1, MIXES["uniform"].steps[0])
+            found.append(Measured("idle", "bare", pair.name, seconds, [seconds], {}))
+            for each in pair.endpoints if number % 2 else reversed(pair.endpoints):
+                with pair.only(each) as meter:
+                    before = Told(pair.ours) if each.peer is SAFELIGHT else None
+                    answers = in_turn(each, [request])
+                    if before is not None:
+                        encode.append(Told(pair.ours).stages_since(before)["image_encode"])
+                taken = answers[0].seconds
+                found.append(self._measured("idle", pair, each, meter, answers, self._looks(answers), seconds=taken))
+        self._results.alone.setdefault("idle", {})["encode_seconds"] = sorted(encode)[len(encode) // 2]
+        return found
+
+    def _limit(self, bare: BareProcess) -> str:
+        """The bare pipeline in a loop, at every batch size."""
+        count, steps, slots = self._counts["uniform"] // 4, MIXES["uniform"].steps[0], self._results.slots
+        rates = {f"raw {batch}": count / bare.seconds(batch, count, steps) for batch in sorted({*RAW_BATCHES, slots})}
+        bare.use_channels_last(False)
+        rates[f"plain {slots}"] = count / bare.seconds(slots, count, steps)
+        bare.use_channels_last(True)
+        for case, rate in rates.items():
+            self._results.limits.setdefault(case, []).append(rate)
+        return "the bare pipeline: " + ", ".join(f"{case} {rate:.2f}/s" for case, rate in rates.items())
+
+    def _open(self, part: str, pair: Pair) -> list[Measured]:
+        """Peer and Safelight, and what an ideal engine makes of the same requests by the bare pipeline's times."""
+        carried = self._results.blocks("mixed saturated")[pair.name, pair.name].throughput
+        rate = LOAD * (self._results.window_rate if part == MIXED else carried)
+        if carried < rate:
+            why = f"{rate:.2f} requests/s would come, and it makes {carried:.2f} pictures/s at most"
+            self._results.saturated[pair.name] = why
+            return []
+        requests = block("mixed", LOAD, 0, rate, self._counts[part], self._seed)
+        half = len(requests) // 2
+        halves = requests[:half], block("mixed", LOAD, 1, rate, len(requests) - half, self._seed)
+        samples = pair.bare.curve(CURVE_ROUNDS)
+        blocks = self._blocks(part, pair, opened, [*halves[0], *halves[1]], rate)
+        samples += pair.bare.curve(CURVE_ROUNDS)
+        self._results.curve += samples
+        ideal = simulate.engines(Times(samples), self._results.slots)[SERVED_ORDER]
+        latencies = [each for half_ in halves for each in ideal(half_)]
+        seconds = sum(max(each.at for each in half_) for half_ in halves)
+        return [*blocks, Measured(part, "ideal", pair.name, seconds, latencies, {}, rate=rate)]
+
+    def _scenario(self, part: str, pair: Pair) -> list[Measured]:
+        scenario = published.SCENARIOS[part].scaled(self._arguments.scale_time)
+        found = []
+        for each in pair.endpoints:
+            with pair.only(each) as meter:
+                answers, looks, seconds = published.run(each, scenario)
+            looks = looks if self._arguments.has_colours else []
+            found.append(self._measured(part, pair, each, meter, answers, looks, seconds=seconds))
+        return found
+
+
+def _warm(target: Endpoint) -> None:
+    for mix, count in WARM:
+        closed(CLIENTS)(target, all_at_once(mix, count, "warm"))
+
+
+def seconds_of(part: str, arguments: argparse.Namespace) -> float:
+    """About how long a part takes of a peer and of Safelight, on two cores and with the embedded model."""
+    if part in published.SCENARIOS:
+        return 2 * published.SCENARIOS[part].scaled(arguments.scale_time).seconds + 10
+    each = {"idle": 2.5, "uniform": 0.65, "mixed saturated": 0.6, MIXED: 0.8, OWN_LOAD: 1.2}[part]
+    return (QUICK if arguments.quick else FULL)[part] * each
+
+
+def parts_of(peer: str, parts: Sequence[str]) -> list[str]:
+    """Those of the parts that the peer does."""
+    is_extra = peer in PLAIN and peer not in ALL_PARTS_OF
+    return [part for part in parts if part in published.SCENARIOS or not is_extra]

@@ -1,0 +1,1 @@
+"""Triton, through PyTriton: dynamic batching."""

@@ -1,0 +1,108 @@
+"""Safelight beside what a user would pick instead, and beside the physical limit: same model, same work, same run.
+
+Peer after peer is started, does each part of the work and ends; Safelight does the same beside it, so that a machine
+whose speed drifts is as fast for both; whoever is not measured is frozen (`benchmarks.peers.runner` lists the parts).
+Then come workloads for Safelight alone (`benchmarks.alone`). Every figure is kept as it comes; --resume goes on.
+"""
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import alone
+from benchmarks.peers import report
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.environment import requirements
+from benchmarks.peers.results import Results
+from benchmarks.peers.runner import PARTS, Runner, parts_of, seconds_of
+from service.engine.torch_setup import describe_machine
+
+RESULTS, PLOT = Path("benchmarks/RESULTS.md"), Path("benchmarks/plots/peers.png")
+EMBEDDED = "models/tiny"
+QUICK_PEERS = ("window", "litserve", "mosec")
+QUICK_PARTS = ("idle", "uniform", "mixed saturated", "mixed")
+SETTINGS = ("model", "seed", "quick", "scale_time", "device")
+PACKAGES = ("safelight", "torch", "diffusers", "transformers", "numpy")
+START_SECONDS = 75.0  # of a peer, of Safelight and of the bare pipeline, with their first pictures
+ALONE_SECONDS = 60.0
+
+
+def start_results(arguments: argparse.Namespace) -> Results:
+    """Empty results, or with --resume those that are there."""
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    results = Results(settings)
+    if arguments.json.exists():
+        if not arguments.resume:
+            raise SystemExit(f"{arguments.json} is there: give --resume to go on with it, or take it away")
+        results = Results.read(arguments.json)
+        if results.settings != settings:
+            raise SystemExit(f"{arguments.json} was made with {results.settings}, not {settings}")
+    results.machine = f"{describe_machine(torch.device(arguments.device))}; {platform.platform()}"
+    results.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    results.versions["python"] = platform.python_version()
+    for environment in (*dict.fromkeys(each.environment for each in PEERS.values()), "locust"):
+        results.versions |= dict(line.split("==") for line in requirements(environment).read_text().split())
+    return results
+
+
+def plan(arguments: argparse.Namespace) -> str:
+    """What is to be done, and about how long it takes."""
+    seconds = ALONE_SECONDS * len(arguments.alone) + START_SECONDS
+    for peer in arguments.peers:
+        parts = parts_of(peer, arguments.parts)
+        seconds += sum(seconds_of(part, arguments) for part in parts) + (START_SECONDS if parts else 0.0)
+    return (
+        f"peers: {', '.join(arguments.peers)}\nparts: {', '.join(arguments.parts)}\n"
+        f"Safelight alone: {', '.join(arguments.alone) or 'none'}\nabout {seconds / 60:.0f} minutes in all"
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=EMBEDDED, help="diffusers folder")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of all")
+    parser.add_argument("--seed", type=int, default=0, help="of the traffic")
+    parser.add_argument("--only", dest="peers", action="append", choices=list(PEERS), help="this peer; may be repeated")
+    parser.add_argument("--part", dest="parts", action="append", choices=PARTS, help="this part; may be repeated")
+    parser.add_argument("--alone", action="append", choices=[*alone.WORKLOADS, "none"], help="this workload; or none")
+    parser.add_argument("--quick", action="store_true", help="the core, in ten minutes")
+    parser.add_argument("--scale-time", type=float, default=0.4, help="by which the published scenarios are shorter")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="file of the results")
+    parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote that file")
+    parser.add_argument("--report", action="store_true", help="measure nothing: only tell what is in that file")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS}, and draw {PLOT}")
+    arguments = parser.parse_args()
+    arguments.peers = arguments.peers or list(QUICK_PEERS if arguments.quick else PEERS)
+    arguments.parts = arguments.parts or list(QUICK_PARTS if arguments.quick else PARTS)
+    chosen = arguments.alone or (["none"] if arguments.quick else list(alone.WORKLOADS))
+    arguments.alone = [each for each in chosen if each != "none"]
+    arguments.has_colours = arguments.model == EMBEDDED
+    return arguments
+
+
+def main() -> None:
+    """Measure, or read what was measured, and report."""
+    arguments = parse()
+    if arguments.report:
+        results = Results.read(arguments.json)
+    else:
+        results = start_results(arguments)
+        print(plan(arguments), file=sys.stderr)
+        began = time.monotonic()
+        for told in Runner(arguments, results).run():
+            print(f"{(time.monotonic() - began) / 60:5.1f} min  {told}", file=sys.stderr, flush=True)
+            results.write(arguments.json)
+    print(report.markdown(results))
+    if arguments.write:
+        report.insert(results, RESULTS)
+        report.draw(results, PLOT)
+
+
+if __name__ == "__main__":
+    main()

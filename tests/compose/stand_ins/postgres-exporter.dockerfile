@@ -1,0 +1,3 @@
+FROM safelight-test-base
+USER nobody
+ENTRYPOINT ["/usr/bin/prometheus-postgres-exporter"]

@@ -1,0 +1,39 @@
+"""Every peer of the benchmarks starts and makes the picture that it is asked for (`make test-peers`)."""
+
+import pytest
+
+from benchmarks.peers import published
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.colours import right_colour
+from benchmarks.peers.environment import CannotInstall, prepare, serving
+
+MODEL = "models/tiny"
+REQUEST = {
+    "prompt": "a pizza on a teal background",
+    "seed": 1,
+    "num_inference_steps": 8,
+    "guidance_scale": 5.0,
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_makes_the_picture(name: str) -> None:
+    """On the background that was asked for."""
+    try:
+        prepare(PEERS[name].environment, PEERS[name].python)
+    except CannotInstall as error:
+        pytest.skip(f"{name} cannot be installed here: {error}")
+    with serving(PEERS[name], MODEL) as endpoint:
+        answer = endpoint.ask(REQUEST)
+    assert not answer.error
+    assert right_colour(answer.picture, answer.prompt)
+
+
+def test_locust_asks() -> None:
+    """The clients of the published experiment, for a few seconds."""
+    with serving(PEERS["plain-sync"], MODEL) as endpoint:
+        answers, looks, _ = published.run(endpoint, published.Scenario(users=2, arrival=2.0))
+    assert answers
+    assert not [each.error for each in answers if each.error]
+    assert looks
+    assert all(looks)

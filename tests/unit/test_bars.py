@@ -1,0 +1,103 @@
+"""What the comparison with peers says of figures, and where it writes them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import report
+from benchmarks.peers.catalogue import PEERS, SAFELIGHT
+from benchmarks.peers.results import OURS, Measured, Results
+from benchmarks.traffic import MIXES, all_at_once
+
+SETTINGS = {"model": "tiny", "seed": 0, "quick": False, "scale_time": 0.4}
+
+
+def measured(part: str, target: str, beside: str, seconds: float, latency: float, count: int = 100) -> Measured:
+    """A block whose latencies are all the same."""
+    return Measured(part, target, beside, seconds, [latency] * count, {}, memory=1 << 20)
+
+
+def verdicts(results: Results) -> dict[str, str]:
+    """By the start of each bar's name."""
+    return {bar.name.split(" (")[0]: bar.verdict for bar in results.bars()}
+
+
+def test_a_ratio_is_of_neighbours_and_the_best_peer_counts() -> None:
+    """The machine was slow while the second peer was measured, and Safelight beside it: that peer was no worse."""
+    results = Results(SETTINGS)
+    results.measured += [
+        measured("uniform", "mosec", "mosec", seconds=20.0, latency=1.0),
+        measured("uniform", OURS, "mosec", seconds=10.0, latency=1.0),
+        measured("uniform", "ray", "ray", seconds=39.0, latency=1.0),
+        measured("uniform", OURS, "ray", seconds=40.0, latency=1.0),
+    ]
+    (bar,) = (each for each in results.bars() if "best peer" in each.name and "uniform" in each.name)
+    assert bar.value == pytest.approx(39 / 40)
+    assert "(ray)" in bar.name
+    assert bar.verdict == "missed"
+
+
+def test_what_was_not_measured_is_said() -> None:
+    """With the reason, and nothing is met by it."""
+    assert all(verdict.startswith("not run (") for verdict in verdicts(Results(SETTINGS)).values())
+
+
+def test_wrong_pictures_and_errors_are_failures() -> None:
+    """Neither counts as work done; wrong pictures are as frequent as among those that were looked at."""
+    block = Measured("uniform", "mosec", "mosec", 10.0, [1.0] * 100, {"status 500": 3}, looked_at=25, wrong=5)
+    assert block.failures == pytest.approx(23)
+    assert block.throughput == pytest.approx(8.0)
+
+
+def test_failures_spoil_a_bar() -> None:
+    """A peer with many is no rival; one of Safelight's is enough to miss it."""
+    theirs, ours = (measured("uniform", target, "mosec", 10.0, 1.0) for target in ("mosec", OURS))
+    spoilt = Results(SETTINGS, measured=[replace(theirs, errors={"status 500": 5}), ours])
+    assert verdicts(spoilt)["1. uniform, 16 clients: throughput over the best peer's"].startswith("not run")
+    failed = Results(SETTINGS, measured=[theirs, replace(ours, errors={"status 500": 1})])
+    assert verdicts(failed)["1. uniform, 16 clients: throughput over the best peer's"].startswith("missed (1 of")
+
+
+def test_few_samples_have_no_p99() -> None:
+    """It would be the slowest of them."""
+    assert measured("mixed", "mosec", "mosec", 1.0, 1.0, count=299).figure("p99") is None
+    assert measured("mixed", "mosec", "mosec", 1.0, 1.0, count=300).figure("p99") == 1.0
+
+
+def test_blocks_of_the_same_are_one() -> None:
+    """Before and after those of the other."""
+    block = measured("mixed", "mosec", "mosec", 1.0, 1.0)
+    results = Results(
+        SETTINGS, measured=[block, measured("mixed", OURS, "mosec", 1.0, 0.5), replace(block, seconds=3.0)]
+    )
+    ((theirs, ours),) = results.pairs("mixed")
+    assert (theirs.requests, theirs.seconds) == (200, 4.0)
+    assert (ours.requests, ours.latencies[0]) == (100, 0.5)
+
+
+def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
+    """Between the marks, over what stood there."""
+    results = Results(SETTINGS, machine="a machine", not_run={"ray": "no reason"})
+    results.measured.append(measured("uniform", "mosec", "mosec", 20.0, 1.0))
+    results.saturated["window"] = "too slow"
+    kept, page = tmp_path / "results.json", tmp_path / "page.md"
+    results.write(kept)
+    assert Results.read(kept) == results
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.insert(results, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| mosec | 100 | 0 | 1.000 | 5.00 | 1.000 |" in text
+    assert "Ray Serve could not run, or not all of it: no reason." in text
+
+
+def test_every_peer_is_asked_for_the_same() -> None:
+    """Prompt, seed, steps and guidance are in each body."""
+    (request, *_) = all_at_once(MIXES["mixed"], 1, "test")
+    for peer in (*PEERS.values(), SAFELIGHT):
+        body = peer.encode(request.body()).decode()
+        for value in (request.prompt, request.seed, request.steps, request.guidance):
+            assert str(value) in body

@@ -1,5 +1,6 @@
 """Diffusers' pipeline without the service: what batching and serving are measured against."""
 
+import io
 import multiprocessing
 import os
 import statistics
@@ -74,6 +75,12 @@ class BarePipeline:
         images: list[Any] = output.images
         return images
 
+    def png(self, request: Request) -> bytes:
+        """One picture as a user would keep it."""
+        buffer = io.BytesIO()
+        self.images([request])[0].save(buffer, "PNG")
+        return buffer.getvalue()
+
     def image(self, request: Request) -> tuple[Any, float]:
         """One picture, and the seconds of the call."""
         began = time.monotonic()
@@ -136,6 +143,12 @@ class BareProcess:
         self._connection.send(("seconds", batch, pictures, steps))
         seconds: float = self._connection.recv()
         return seconds
+
+    def png(self, request: Request) -> bytes:
+        """One picture as a user would keep it."""
+        self._connection.send(("png", request))
+        picture: bytes = self._connection.recv()
+        return picture
 
     def sample(self, batch: int) -> Sample:
         """The stages of one short call."""

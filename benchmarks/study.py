@@ -22,7 +22,7 @@ from benchmarks.bare import ATTENTION, BarePipeline
 from benchmarks.harness import service
 from benchmarks.peers import report
 from benchmarks.peers.catalogue import SAFELIGHT
-from benchmarks.peers.load import closed, looked_at
+from benchmarks.peers.load import closed
 from benchmarks.peers.pair import Meter, endpoint
 from benchmarks.peers.results import Measured
 from benchmarks.traffic import MIXES, all_at_once
@@ -45,7 +45,6 @@ def window(model: str, rounds: int) -> Iterator[Measured]:
             closed(USERS)(served, requests[:USERS])
             with Meter(target.pid) as meter:
                 answers = closed(USERS)(served, requests)
-        looks = looked_at(answers)
         yield Measured(
             "window",
             f"{milliseconds} ms, at most {size}",
@@ -53,10 +52,8 @@ def window(model: str, rounds: int) -> Iterator[Measured]:
             meter.seconds,
             [each.seconds for each in answers if not each.error],
             dict(Counter(each.error for each in answers if each.error)),
-            len(looks),
-            looks.count(False),
-            meter.cpu_seconds,
-            meter.memory,
+            cpu_seconds=meter.cpu_seconds,
+            memory=meter.memory,
         )
 
 
@@ -72,7 +69,9 @@ def memory(model: str, rounds: int) -> Iterator[Measured]:
             told = ours.recv()
             with Meter(process.pid or 0) as meter:
                 seconds = ours.recv()
-            yield Measured("memory", told, "", sum(seconds), seconds, {}, 0, 0, meter.cpu_seconds, meter.memory)
+            yield Measured(
+                "memory", told, "", sum(seconds), seconds, {}, cpu_seconds=meter.cpu_seconds, memory=meter.memory
+            )
     except EOFError:  # it is done
         process.join()
     if process.exitcode:

@@ -23,13 +23,14 @@ import psutil
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.load import Endpoint
 from benchmarks.peers.pair import family, resume
+from benchmarks.traffic import Request
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("build", "peers")
 START_SECONDS = 180.0
 TRY_SECONDS = 30.0
 STOP_SECONDS = 10.0
-ANY = {"prompt": "a red apple on a blue background", "seed": 0, "num_inference_steps": 2, "guidance_scale": 4.0}
+ANY = Request(at=0.0, prompt="a red apple on a blue background", seed=0, steps=2, guidance=4.0)
 
 
 class CannotServe(Exception):

@@ -22,7 +22,7 @@ PNG = b"\x89PNG"
 class Answer:
     """Seconds from when the request was due to the answer; `error` says what is wrong with it, if something is."""
 
-    prompt: str
+    request: Request
     seconds: float
     error: str = ""
     picture: bytes = b""
@@ -41,11 +41,11 @@ class Endpoint:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def ask(self, request: Mapping[str, Any], due: float | None = None, patience: float = CLIENT_SECONDS) -> Answer:
+    def ask(self, request: Request, due: float | None = None, patience: float = CLIENT_SECONDS) -> Answer:
         """One picture, over a connection of its own, for at most `patience` seconds."""
         due = time.perf_counter() if due is None else due
-        picture, error = self._picture(request, patience)
-        return Answer(request["prompt"], time.perf_counter() - due, error, picture)
+        picture, error = self._picture(request.body(), patience)
+        return Answer(request, time.perf_counter() - due, error, picture)
 
     def _picture(self, request: Mapping[str, Any], patience: float) -> tuple[bytes, str]:
         """The picture, or what is wrong."""
@@ -70,7 +70,7 @@ Work = Callable[[Endpoint, Sequence[Request]], list[Answer]]
 
 def in_turn(endpoint: Endpoint, requests: Sequence[Request]) -> list[Answer]:
     """Each when the one before has its answer."""
-    return [endpoint.ask(each.body()) for each in requests]
+    return [endpoint.ask(each) for each in requests]
 
 
 def closed(clients: int) -> Work:
@@ -86,7 +86,7 @@ def closed(clients: int) -> Work:
                     request = next(left, None)
                 if request is None:
                     return answers
-                answers.append(endpoint.ask(request.body()))
+                answers.append(endpoint.ask(request))
 
         with ThreadPoolExecutor(clients) as pool:
             return list(itertools.chain(*pool.map(client, range(clients))))
@@ -101,12 +101,32 @@ def opened(endpoint: Endpoint, requests: Sequence[Request]) -> list[Answer]:
     def client(request: Request) -> Answer:
         due = origin + request.at
         time.sleep(max(0.0, due - time.perf_counter()))
-        return endpoint.ask(request.body(), due)
+        return endpoint.ask(request, due)
 
     with ThreadPoolExecutor(len(requests)) as pool:
         return list(pool.map(client, requests))
 
 
-def looked_at(answers: Sequence[Answer]) -> list[bool]:
-    """Of a share of the answers, whether the picture is right."""
-    return [right_colour(each.picture, each.prompt) for each in answers[::CHECKED] if not each.error]
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """Of a share of the answers: how many pictures were looked at, and for which requests the background is not the one
+    that the prompt asks for.
+    """
+
+    count: int
+    doubtful: tuple[Request, ...]
+
+    @classmethod
+    def at(cls, answers: Sequence[Answer]) -> "Looks":
+        """Look at them."""
+        seen = [each for each in answers[::CHECKED] if not each.error]
+        return cls(len(seen), tuple(each.request for each in seen if not is_right(each.picture, each.request)))
+
+    def wrong(self, png: Callable[[Request], bytes]) -> int:
+        """Of the doubtful ones, those that the pipeline itself, asked alone, paints as they should be."""
+        return sum(is_right(png(request), request) for request in self.doubtful)
+
+
+def is_right(picture: bytes, request: Request) -> bool:
+    """Whether the background is the one that was asked for."""
+    return right_colour(picture, request.prompt)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.environment import ROOT, CannotServe, prepare
-from benchmarks.peers.load import Answer, Endpoint
+from benchmarks.peers.load import Answer, Endpoint, Looks
+from benchmarks.traffic import MIXES, all_at_once
 
 ARRIVAL_SECONDS = 50.0
 STOP_SECONDS = 120  # for the last answers
@@ -30,12 +31,14 @@ class Scenario:
         return Scenario(self.users, self.arrival * scale)
 
 
+REQUESTS = all_at_once(MIXES["uniform"], 1000, "users")
 SCENARIOS = {"one user": Scenario(1), "eight users": Scenario(8)}
 
 
-def run(endpoint: Endpoint, scenario: Scenario) -> tuple[list[Answer], list[bool], float]:
-    """Every answer, of a share of them whether the picture is right, and the seconds from the first request to the last
-    answer. Raises `CannotServe`.
+def run(endpoint: Endpoint, scenario: Scenario) -> tuple[list[Answer], Looks, float]:
+    """Every answer, what was seen on a share of the pictures, and the seconds from first request to last answer.
+
+    Raises `CannotServe`.
     """
     folder = prepare("locust")
     with tempfile.TemporaryDirectory() as here:
@@ -70,7 +73,8 @@ def run(endpoint: Endpoint, scenario: Scenario) -> tuple[list[Answer], list[bool
         except (OSError, subprocess.SubprocessError) as error:
             raise CannotServe(f"Locust: {error}") from error
     ended = [each for each in found if "ended" in each]
-    answers = [Answer("", each["ended"] - each["began"], each["error"]) for each in ended]
-    looks = [each.get("right", False) for each in ended if "right" in each]
+    answers = [Answer(REQUESTS[each["request"]], each["ended"] - each["began"], each["error"]) for each in ended]
+    seen = [each for each in ended if "right" in each]
+    looks = Looks(len(seen), tuple(REQUESTS[each["request"]] for each in seen if not each["right"]))
     seconds = max(each["ended"] for each in ended) - min(each["began"] for each in found) if ended else 0.0
     return answers, looks, seconds

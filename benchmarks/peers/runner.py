@@ -24,7 +24,7 @@ from benchmarks.harness import service
 from benchmarks.peers import published, report
 from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT, Peer
 from benchmarks.peers.environment import CannotServe, prepare, serving
-from benchmarks.peers.load import Answer, Endpoint, Work, closed, in_turn, looked_at, opened
+from benchmarks.peers.load import Answer, Endpoint, Looks, Work, closed, in_turn, opened
 from benchmarks.peers.pair import Meter, Pair, endpoint
 from benchmarks.peers.results import Measured, Results
 from benchmarks.report import SERVED_ORDER
@@ -141,9 +141,9 @@ class Runner:
             found.append(self._measured(part, pair, each, meter, answers, self._looks(answers), rate))
         return found
 
-    def _looks(self, answers: Sequence[Answer]) -> list[bool]:
+    def _looks(self, answers: Sequence[Answer]) -> Looks:
         """Only the embedded model paints what it is asked for."""
-        return looked_at(answers) if self._arguments.has_colours else []
+        return Looks.at(answers) if self._arguments.has_colours else Looks(0, ())
 
     def _measured(
         self,
@@ -152,7 +152,7 @@ class Runner:
         target: Endpoint,
         meter: Meter,
         answers: Sequence[Answer],
-        looks: Sequence[bool],
+        looks: Looks,
         rate: float | None = None,
         seconds: float | None = None,
     ) -> Measured:
@@ -163,8 +163,8 @@ class Runner:
             seconds=seconds or meter.seconds,
             latencies=[round(each.seconds, 5) for each in answers if not each.error],
             errors=dict(Counter(each.error for each in answers if each.error)),
-            looked_at=len(looks),
-            wrong=looks.count(False),
+            looked_at=looks.count,
+            wrong=looks.wrong(pair.bare.png),
             cpu_seconds=meter.cpu_seconds,
             memory=meter.memory,
             rate=rate,
@@ -224,7 +224,7 @@ class Runner:
         for each in pair.endpoints:
             with pair.only(each) as meter:
                 answers, looks, seconds = published.run(each, scenario)
-            looks = looks if self._arguments.has_colours else []
+            looks = looks if self._arguments.has_colours else Looks(0, ())
             found.append(self._measured(part, pair, each, meter, answers, looks, seconds=seconds))
         return found
 

@@ -15,12 +15,11 @@ from locust import FastHttpUser, events, task
 
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
 from benchmarks.peers.colours import CHECKED, right_colour
-from benchmarks.traffic import MIXES, all_at_once
+from benchmarks.peers.published import REQUESTS
 
 PEER = {**PEERS, SAFELIGHT.name: SAFELIGHT}[os.environ["USERS_PEER"]]
 FILE = Path(os.environ["USERS_FILE"])
 
-requests = itertools.cycle(all_at_once(MIXES["uniform"], 1000, "users"))
 numbers = itertools.count()
 answers: list[dict[str, Any]] = []
 
@@ -30,8 +29,9 @@ class User(FastHttpUser):
 
     @task
     def ask(self) -> None:
-        request, began = next(requests), time.monotonic()
-        told: dict[str, Any] = {"began": began, "error": ""}
+        number = next(numbers)
+        request = REQUESTS[number % len(REQUESTS)]
+        told: dict[str, Any] = {"request": number % len(REQUESTS), "began": time.monotonic(), "error": ""}
         answers.append(told)
         headers = {"Content-Type": "application/json", **PEER.headers}
         with self.client.post(
@@ -39,7 +39,7 @@ class User(FastHttpUser):
         ) as answer:
             told["ended"] = time.monotonic()
             told["error"], picture = understood(answer)
-            if picture and next(numbers) % CHECKED == 0:
+            if picture and number % CHECKED == 0:
                 told["right"] = right_colour(picture, request.prompt)
 
 

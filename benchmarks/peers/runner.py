@@ -1,6 +1,6 @@
 """The comparison itself: peer after peer does each part of the work, and Safelight the same beside it.
 
-  idle             one client, one request after the other, all in turns, the bare pipeline too
+  idle             one client, one request after the other, five each in turns, the bare pipeline too
   uniform          16 closed-loop clients, 20 steps; then the bare pipeline, whose rate is the limit
   mixed saturated  16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5
   mixed            the same, open loop: seeded Poisson arrivals at 0.7 of what Safelight's `window` mode makes of them
@@ -11,6 +11,7 @@ A part is done in blocks: peer, Safelight, Safelight, peer.
 """
 
 import argparse
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -36,11 +37,12 @@ CLIENTS = 16
 LOAD = 0.7
 RAW_BATCHES = (1, 2, 4, 8)
 CURVE_ROUNDS = 2
+IDLE_BLOCK = 5
 WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES["uniform"], 16))  # BentoML learns from its first dozen batches
 MIXED, OWN_LOAD = "mixed", "mixed, its own load"
 PARTS = ("idle", "uniform", "mixed saturated", MIXED, OWN_LOAD, *published.SCENARIOS)
 FULL = {"idle": 40, "uniform": 192, "mixed saturated": 192, MIXED: 300, OWN_LOAD: 300}
-QUICK = {"idle": 8, "uniform": 64, "mixed saturated": 64, MIXED: 60, OWN_LOAD: 60}
+QUICK = {"idle": 10, "uniform": 64, "mixed saturated": 64, MIXED: 60, OWN_LOAD: 60}
 ALL_PARTS_OF = {"plain-sync"}  # of the plain endpoints; the others are there for the published scenarios
 FAILURES = (CannotServe, psutil.Error, OSError, RuntimeError, SystemExit)
 
@@ -171,20 +173,23 @@ class Runner:
         )
 
     def _idle(self, pair: Pair) -> list[Measured]:
-        """Who begins changes."""
+        """A few requests each, who begins changes; the first after a pause does not count."""
+        requests, steps = self._requests("idle"), MIXES["uniform"].steps[0]
         found, encode = [], []
-        for number, request in enumerate(self._requests("idle")):
-            seconds = pair.bare.seconds(1, 1, MIXES["uniform"].steps[0])
-            found.append(Measured("idle", "bare", pair.name, seconds, [seconds], {}))
+        for number, first in enumerate(range(0, len(requests), IDLE_BLOCK)):
+            some = requests[first : first + IDLE_BLOCK]
+            _, *bare = [pair.bare.seconds(1, 1, steps) for _ in (None, *some)]
+            found.append(Measured("idle", "bare", pair.name, sum(bare), bare, {}))
             for each in pair.endpoints if number % 2 else reversed(pair.endpoints):
-                with pair.only(each) as meter:
+                with pair.only(each):
+                    in_turn(each, some[:1])
                     before = Told(pair.ours) if each.peer is SAFELIGHT else None
-                    answers = in_turn(each, [request])
+                    with Meter(each.pid) as meter:
+                        answers = in_turn(each, some)
                     if before is not None:
                         encode.append(Told(pair.ours).stages_since(before)["image_encode"])
-                taken = answers[0].seconds
-                found.append(self._measured("idle", pair, each, meter, answers, self._looks(answers), seconds=taken))
-        self._results.alone.setdefault("idle", {})["encode_seconds"] = sorted(encode)[len(encode) // 2]
+                found.append(self._measured("idle", pair, each, meter, answers, self._looks(answers)))
+        self._results.alone.setdefault("idle", {})["encode_seconds"] = statistics.median(encode)
         return found
 
     def _limit(self, bare: BareProcess) -> str:

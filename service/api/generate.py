@@ -161,7 +161,7 @@ async def _bytes(services: Services, job: Job) -> Response:
     if job.state in FAILURE_STATUS:
         title = f"Job {job.state.value}"
         return problem(FAILURE_STATUS[job.state], title, job.detail or f"reason: {job.reason.value}", headers=headers)
-    data, _job = await services.jobs.image(job.id, 0)
+    data = await services.jobs.picture(job, 0)
     if job.prompt_truncated:
         headers["X-Prompt-Truncated"] = "true"
     return Response(data, 200, headers, job.params.output_format.media_type)

@@ -200,22 +200,21 @@ class JobService:
 
     async def image(self, job_id: str, index: int) -> tuple[bytes, Job]:
         """The bytes of picture `index` of a completed job. Raises `NotFound`, and `Unavailable` without the store."""
-        job, blob = await self._with_picture(job_id, index)
+        job = (await self.get(job_id)).job
+        return await self.picture(job, index), job
+
+    async def picture(self, job: Job, index: int) -> bytes:
+        """The same of a job that is at hand."""
+        blob = _blob(job, index)
         try:
-            return await asyncio.to_thread(self._images.get, blob, index, job.params.output_format), job
+            return await asyncio.to_thread(self._images.get, blob, index, job.params.output_format)
         except FileNotFoundError as error:
-            raise NotFound(f"picture {index} of job {job_id[:64]!r} has been deleted") from error
+            raise NotFound(f"picture {index} of job {job.id!r} has been deleted") from error
 
     async def image_url(self, job_id: str, index: int) -> str | None:
         """Where the store itself gives picture `index` to whoever asks within a few minutes; None if it does not."""
-        job, blob = await self._with_picture(job_id, index)
-        return await asyncio.to_thread(self._images.url, blob, index, job.params.output_format)
-
-    async def _with_picture(self, job_id: str, index: int) -> tuple[Job, str]:
         job = (await self.get(job_id)).job
-        if job.blob is None or not 0 <= index < job.params.num_images:
-            raise NotFound(f"job {job_id[:64]!r} has no picture {index}")
-        return job, job.blob
+        return await asyncio.to_thread(self._images.url, _blob(job, index), index, job.params.output_format)
 
     async def wait(self, job_id: str, seconds: float) -> Snapshot:
         """The job once it has ended, or as it is after `seconds`, or when the service stops."""
@@ -278,6 +277,12 @@ class JobService:
     def stop(self) -> None:
         """Answer everyone who still waits with the job as it is."""
         self._backlog.stop()
+
+
+def _blob(job: Job, index: int) -> str:
+    if job.blob is None or not 0 <= index < job.params.num_images:
+        raise NotFound(f"job {job.id!r} has no picture {index}")
+    return job.blob
 
 
 def _answered(job: Job, hit: CachedResponse) -> Job:

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +41,7 @@ T = TypeVar("T")
 # That PostgreSQL is away shows soon: seconds, milliseconds, milliseconds.
 SOON = {"connect_timeout": 2, "tcp_user_timeout": 5000, "options": "-c statement_timeout=30000"}
 CONNECTIONS = 8  # to a server, at most
+TOGETHER = 64  # pieces of work in one transaction of SQLite, at most
 PREPARING = 7_245_331  # of an advisory lock: any number that nobody else takes
 
 metadata = MetaData()
@@ -116,8 +119,7 @@ responses = Table(
 class Database:
     """SQLAlchemy engines, and the one way in which the event loop reaches them.
 
-    A server is asked from the loop itself. SQLite gets a thread, so that writes never wait for a lock and stay in the
-    order of their calls.
+    A server is asked from the loop itself. SQLite gets a thread.
     """
 
     def __init__(self, url: str) -> None:
@@ -135,7 +137,7 @@ class Database:
         except (ArgumentError, SQLAlchemyError, ImportError, OSError) as error:
             first_line = str(error).splitlines()[0]
             raise StartupError(f"SAFELIGHT_DATABASE_URL: the database cannot be opened: {first_line}") from error
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="safelight-database") if is_sqlite else None
+        self._file = _File(self._engine) if is_sqlite else None
         self._server = None if is_sqlite else _Server(url, options)
 
     @property
@@ -159,7 +161,8 @@ class Database:
         """
         if self._server is not None:
             return await self._server.run(work, in_transaction=True)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.run_here, work)
+        assert self._file is not None, "one or the other"
+        return await self._file.run(work)
 
     async def autocommit(self, work: Callable[[Connection], T]) -> T:
         """The same where each statement is a transaction of its own, for single queries and for what may be done twice:
@@ -171,8 +174,7 @@ class Database:
 
     def run_here(self, work: Callable[[Connection], T]) -> T:
         """`run` in the calling thread."""
-        with _telling_that_it_is_away(), self._engine.begin() as connection:
-            return work(connection)
+        return _in_transaction(self._engine, work)
 
     async def stop(self) -> None:
         """Wait for running transactions and close every connection."""
@@ -182,9 +184,78 @@ class Database:
 
     def close(self) -> None:
         """The same for who used it in the calling thread only."""
-        if self._thread is not None:
-            self._thread.shutdown()
+        if self._file is not None:
+            self._file.stop()
         self._engine.dispose()
+
+
+class _File:
+    """Work on SQLite, in one thread, so that it never waits for a lock and stays in the order of its calls.
+
+    What comes while a transaction is written shares the next one: most of its time goes into waiting for the disk.
+    A piece of work that fails is undone alone.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="safelight-database")
+        self._waiting: deque[tuple[Callable[[Connection], Any], asyncio.Future[Any]]] = deque()
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((work, answer))
+        self._thread.submit(self._write, loop)
+        return await asyncio.shield(answer)
+
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
+        if not batch:  # an earlier call has done it
+            return
+        works = [work for work, _ in batch]
+        try:
+            outcomes = _in_transaction(self._engine, partial(_each, works=works))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+            outcomes = [(None, error)] * len(batch)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_answer, [answer for _, answer in batch], outcomes)
+
+    def stop(self) -> None:
+        self._thread.shutdown()
+
+
+Outcome = tuple[Any, Exception | None]
+
+
+def _in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with _telling_that_it_is_away(), engine.begin() as connection:
+        return work(connection)
+
+
+def _each(connection: Connection, works: Sequence[Callable[[Connection], Any]]) -> list[Outcome]:
+    if len(works) == 1:
+        return [(works[0](connection), None)]
+    return [_alone(connection, work) for work in works]
+
+
+def _alone(connection: Connection, work: Callable[[Connection], Any]) -> Outcome:
+    try:
+        with _telling_that_it_is_away(), connection.begin_nested():
+            return work(connection), None
+    except Exception as error:
+        if not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]  # sqlite3's
+            raise  # SQLite has undone the others too
+        return None, error
+
+
+def _answer(answers: Sequence[asyncio.Future[Any]], outcomes: Sequence[Outcome]) -> None:
+    for answer, (result, error) in zip(answers, outcomes, strict=True):
+        if answer.cancelled():
+            continue
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
 
 
 class _Server:

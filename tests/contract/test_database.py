@@ -1,8 +1,12 @@
 """How the service reaches a database server."""
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from service.errors import Unavailable
 from service.storage.database import Database
@@ -50,3 +54,79 @@ async def test_a_connection_that_dies_in_the_middle_is_tried_once_more(postgresq
         assert calls == 4
     finally:
         await database.stop()
+
+
+@pytest.fixture
+async def file(tmp_path: Path) -> AsyncIterator[Database]:
+    """SQLite with a table of words, no two alike."""
+    database = Database(f"sqlite:///{tmp_path / 'test.db'}")
+    await database.run(lambda connection: connection.execute(text("CREATE TABLE words (word TEXT PRIMARY KEY)")))
+    yield database
+    await database.stop()
+
+
+def write(word: str) -> Callable[[Connection], str]:
+    """Work that adds a word and returns it."""
+
+    def work(connection: Connection) -> str:
+        connection.execute(text("INSERT INTO words VALUES (:word)"), {"word": word})
+        return word
+
+    return work
+
+
+def words(connection: Connection) -> list[str]:
+    """All of them."""
+    return list(connection.execute(text("SELECT word FROM words ORDER BY word")).scalars())
+
+
+async def test_work_that_comes_together_is_committed_together(file: Database) -> None:
+    """Each gets its own result; the disk is waited for for the first, and for all that came meanwhile."""
+    commits = 0
+
+    def committed(_connection: Connection) -> None:
+        nonlocal commits
+        commits += 1
+
+    event.listen(file.engine, "commit", committed)
+    names = [f"{number:02}" for number in range(20)]
+    assert await asyncio.gather(*(file.run(write(name)) for name in names)) == names
+    assert commits <= 3
+    assert await file.run(words) == names
+
+
+async def test_what_fails_is_undone_alone(file: Database) -> None:
+    """Its own error is its answer; those before and after it are there."""
+    works = [write("a"), write("b"), write("a"), write("c")]
+    outcomes = await asyncio.gather(*map(file.run, works), return_exceptions=True)
+    assert [outcome if isinstance(outcome, str) else type(outcome).__name__ for outcome in outcomes] == [
+        "a",
+        "b",
+        "IntegrityError",
+        "c",
+    ]
+    assert await file.run(words) == ["a", "b", "c"]
+
+
+async def test_when_all_is_undone_nobody_is_told_that_it_is_there(file: Database) -> None:
+    """A piece of work makes SQLite give the whole transaction up, as a full disk does."""
+
+    def give_up(connection: Connection) -> None:
+        connection.execute(text("ROLLBACK"))
+        raise LookupError
+
+    first = asyncio.create_task(file.run(write("first")))
+    works = [write("a"), give_up, write("b")]
+    outcomes = await asyncio.gather(first, *map(file.run, works), return_exceptions=True)
+    told = {outcome for outcome in outcomes if isinstance(outcome, str)}
+    assert set(await file.run(words)) == told
+    assert not {"a", "b"} <= told
+
+
+async def test_a_caller_that_leaves_does_not_stop_its_work(file: Database) -> None:
+    """It was handed over."""
+    task = asyncio.create_task(file.run(write("left")))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await file.run(words) == ["left"]

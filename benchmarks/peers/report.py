@@ -12,6 +12,7 @@ from benchmarks.peers.published import ARRIVAL_SECONDS
 from benchmarks.peers.results import OURS, Measured, Results
 
 BEGIN, END = "<!-- peers: written by make bench -->", "<!-- peers: end -->"
+PICTURE = "![Each peer and Safelight beside it](plots/peers.png)"
 MIB = 1 << 20
 TITLES = {
     **{name: each.title for name, each in PEERS.items()},
@@ -101,7 +102,7 @@ def insert(results: Results, file: Path) -> None:
     """Write the tables into RESULTS.md, over those of an earlier run. Raises `ValueError` if their place is missing."""
     before, rest = file.read_text().split(BEGIN)
     _, after = rest.split(END)
-    file.write_text(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")
+    file.write_text(f"{before}{BEGIN}\n{PICTURE}\n\n{markdown(results)}\n{END}{after}")
 
 
 def draw(results: Results, file: Path) -> None:

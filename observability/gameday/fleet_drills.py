@@ -53,7 +53,7 @@ FLEET = (
         ("QueueDown",),
         together(QUIET, stopped("redis")),
         within="3m",
-        beside=LATER | ERRORS | {"NoWorkers"},
+        beside=LATER | ERRORS | {"NoWorkers", "BatchesOfOne"},  # what workers have runs out, and they cannot take more
         is_core=True,
         is_of_fleet=True,
     ),

@@ -44,33 +44,14 @@ def sizes(model: str) -> Figures:
         known = target.get_json("/model")
         own, least, most = known["default_width"], known["min_size"], known["max_size"]
         each = itertools.cycle([(own, own), (least, least), (own, most), (least, own)])
-        requests = iter([(request, next(each)) for request in all_at_once(MIXES["uniform"], SIZED_PICTURES, "sizes")])
-        lock = threading.Lock()
-
-        def client(_number: int) -> list[float]:
-            latencies: list[float] = []
-            while True:
-                with lock:
-                    request, (width, height) = next(requests, (None, (0, 0)))
-                if request is None:
-                    return latencies
-                began = time.perf_counter()
-                _picture(target, {**request.body(), "width": width, "height": height})
-                latencies.append(time.perf_counter() - began)
-
+        requests = all_at_once(MIXES["uniform"], SIZED_PICTURES, "sizes")
+        bodies = [
+            request.body() | {"width": width, "height": height}
+            for request, (width, height) in zip(requests, each, strict=False)
+        ]
         began = time.perf_counter()
-        with ThreadPoolExecutor(SIZED_CLIENTS) as pool:
-            latencies = list(itertools.chain(*pool.map(client, range(SIZED_CLIENTS))))
+        latencies = _many(target, bodies, SIZED_CLIENTS)
         return {"throughput": len(latencies) / (time.perf_counter() - began), **_percentiles(latencies)}
-
-
-def _picture(target: Service, body: Mapping[str, object]) -> None:
-    with contextlib.closing(target.connect()) as connection:
-        headers = {"Content-Type": "application/json", "Accept": "image/png"}
-        connection.request("POST", "/generate", json.dumps(body), headers)
-        answer = connection.getresponse()
-        if not answer.read().startswith(PNG):
-            raise SystemExit(f"the service answered {answer.status}")
 
 
 def _percentiles(latencies: Sequence[float], prefix: str = "") -> Figures:
@@ -89,14 +70,12 @@ def repeat(model: str) -> Figures:
         for each in draw(MIXES["uniform"], FAVOURITES, 1.0, "favourites")
     ]
     weights = [1 / rank**ZIPF for rank in range(1, FAVOURITES + 1)]
-    made_at_least = sum(
-        1 - (1 - weight / sum(weights)) ** REPEATED for weight in weights
-    )  # expected, of all that differ
+    distinct = sum(1 - (1 - weight / sum(weights)) ** REPEATED for weight in weights)  # expected
     with service(model, {}) as target:
         before = Told(target)
-        _many(target, source.choices(favourites, weights, k=REPEATED))
+        _many(target, source.choices(favourites, weights, k=REPEATED), REPEAT_CLIENTS)
         made = Told(target).total("safelight_images_total") - before.total("safelight_images_total")
-        _many(target, favourites)
+        _many(target, favourites, REPEAT_CLIENTS)
         ours, theirs = cores = sorted(os.sched_getaffinity(0))[:2]
         for thread in Path(f"/proc/{target.pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {ours})
@@ -104,19 +83,19 @@ def repeat(model: str) -> Figures:
         try:
             began = time.perf_counter()
             asked = iter(lambda: source.choices(favourites, weights)[0], None)
-            latencies = _many(target, asked, lambda: time.perf_counter() - began > HIT_SECONDS)
+            latencies = _many(target, asked, REPEAT_CLIENTS, lambda: time.perf_counter() - began > HIT_SECONDS)
             took = time.perf_counter() - began
         finally:
             os.sched_setaffinity(0, cores)
-        saved, predicted = 1 - made / REPEATED, 1 - made_at_least / REPEATED
+        saved, predicted = 1 - made / REPEATED, 1 - distinct / REPEATED
         figures = {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted}
         return figures | {"hits_per_second": len(latencies) / took} | _percentiles(latencies, "hit_")
 
 
 def _many(
-    target: Service, bodies: Iterable[Mapping[str, object]], is_over: Callable[[], bool] = lambda: False
+    target: Service, bodies: Iterable[Mapping[str, object]], clients: int, is_over: Callable[[], bool] = lambda: False
 ) -> list[float]:
-    """Ask for all from a few clients, each over a connection that is kept; the seconds of each."""
+    """Ask for all from so many clients, each over a connection that is kept; the seconds of each."""
     left, lock = iter(bodies), threading.Lock()
     headers = {"Content-Type": "application/json", "Accept": "image/png"}
 
@@ -136,8 +115,8 @@ def _many(
                 latencies.append(time.perf_counter() - began)
         return latencies
 
-    with ThreadPoolExecutor(REPEAT_CLIENTS) as pool:
-        return list(itertools.chain(*pool.map(client, range(REPEAT_CLIENTS))))
+    with ThreadPoolExecutor(clients) as pool:
+        return list(itertools.chain(*pool.map(client, range(clients))))
 
 
 def crowd(model: str) -> Figures:

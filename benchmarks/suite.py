@@ -8,6 +8,7 @@ Then come workloads for Safelight alone (`benchmarks.alone`). Every figure is ke
 import argparse
 import importlib.metadata
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -88,6 +89,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, or read what was measured, and report."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end that leaves nobody frozen
     arguments = parse()
     if arguments.report:
         results = Results.read(arguments.json)

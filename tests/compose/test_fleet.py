@@ -52,7 +52,7 @@ def test_pictures_are_made(fleet: Compose) -> None:
 
 def test_workers_are_found(fleet: Compose) -> None:
     """By Prometheus: two, and one more when there is one more."""
-    until(lambda: fleet.targets() == up(workers=2), PATIENCE, "two workers and all else up")
+    assert until(lambda: fleet.targets() == up(workers=2), PATIENCE, "two workers and all else up")
     fleet.up("--scale", "worker=3")
-    until(lambda: fleet.targets() == up(workers=3), PATIENCE, "three workers and all else up")
+    assert until(lambda: fleet.targets() == up(workers=3), PATIENCE, "three workers and all else up")
     assert made(fleet) == {"completed": JOBS}

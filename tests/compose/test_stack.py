@@ -41,7 +41,7 @@ def test_a_picture_is_made(compose: Compose) -> None:
 
 def test_all_targets_are_up(compose: Compose) -> None:
     """Each of the profile's that runs here."""
-    until(lambda: compose.targets() == dict.fromkeys(CORE, 1), PATIENCE, "all targets up")
+    assert until(lambda: compose.targets() == dict.fromkeys(CORE, 1), PATIENCE, "all targets up")
 
 
 def test_an_alert_reaches_the_inbox(compose: Compose) -> None:

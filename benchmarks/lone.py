@@ -42,7 +42,7 @@ from service.engine.contract import (
     TaskFailed,
 )
 from service.engine.faults import Faults
-from service.engine.worker import make_loop
+from service.engine.worker import Outgoing, make_loop
 from service.settings import EngineSettings
 
 LONE_BAR = 0.005
@@ -65,17 +65,20 @@ class InProcessEngine:
         self.heard: list[tuple[float, Message]] = []
         self._inbox: SimpleQueue[Command] = SimpleQueue()
         settings = EngineSettings(model=model, data_dir=data_dir, device="cpu", dtype="float32")
-        self._loop = make_loop(settings, self._inbox, self._hear, Faults())
+        outgoing = Outgoing(self._hear)
+        self._loop = make_loop(settings, self._inbox, outgoing, Faults())
+        outgoing.flush()
         ready = self.heard.pop()[1]
         assert isinstance(ready, Ready), ready
         self.ready = ready
 
-    def _hear(self, message: Message) -> None:
-        if isinstance(message, TaskFailed | LoadFailed):
-            raise SystemExit(message.detail)
-        self.heard.append((time.monotonic(), message))
-        if isinstance(message, Finished):  # a command soon, or an idle loop would wait for its next beat
-            threading.Timer(WAKE_SECONDS, self._inbox.put, [Cancel(message.task_id, Reason.NONE)]).start()
+    def _hear(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if isinstance(message, TaskFailed | LoadFailed):
+                raise SystemExit(message.detail)
+            self.heard.append((time.monotonic(), message))
+            if isinstance(message, Finished):  # a command soon, or an idle loop would wait for its next beat
+                threading.Timer(WAKE_SECONDS, self._inbox.put, [Cancel(message.task_id, Reason.NONE)]).start()
 
     def submit(self, task_id: str, request: Request) -> None:
         """Ask for one picture; from any thread."""

@@ -21,6 +21,9 @@ QUIET_PATHS = ("/health/", "/metrics")
 
 Entry = MutableMapping[str, Any]
 
+for each in ("logThreads", "logProcesses", "logMultiprocessing"):  # no line tells them, and each costs more than a line
+    setattr(logging, each, False)
+
 
 def add_trace(_logger: object, _method: str, entry: Entry) -> Entry:
     """The ids of the span in which the line is written, unless it names some."""

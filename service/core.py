@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from observability.labels import Priority, Reason, Source, Stage, WorkClass
@@ -71,13 +71,17 @@ class Params:
         """The metrics' class of work of one picture."""
         return WorkClass.of(self.width * self.height, self.num_inference_steps)
 
+    def as_dict(self) -> dict[str, str | int | float]:
+        """Its fields by name, as JSON has them."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     def prompt_key(self, revision: str) -> str:
         """Hash of everything but the seed, for the model `revision`."""
-        return _digest({**asdict(self), "seed": None, "revision": revision})
+        return _digest({**self.as_dict(), "seed": None, "revision": revision})
 
     def cache_key(self, revision: str) -> str:
         """Hash of everything that decides the pictures' bytes, for the model `revision`."""
-        return _digest({**asdict(self), "revision": revision})
+        return _digest({**self.as_dict(), "revision": revision})
 
 
 def _digest(canonical: Mapping[str, object]) -> str:

@@ -98,7 +98,7 @@ class GenerateRequest(BaseModel):
             timeout=self.timeout_s,
             use_cache=self.cache,
             idempotency_key=idempotency_key,
-            fingerprint=self.fingerprint(output_format),
+            fingerprint="" if idempotency_key is None else self.fingerprint(output_format),
             traceparent=current_traceparent(),
         )
 
@@ -190,7 +190,7 @@ class JobView(BaseModel):
             finished_at=job.finished_at,
             expires_at=job.expires_at,
             timings={stage: round(seconds, 6) for stage, seconds in job.timings.items()},
-            parameters=asdict(params),
+            parameters=params.as_dict(),
             model_revision=job.revision,
             links=JobLinks(self=f"/jobs/{job.id}", events=f"/jobs/{job.id}/events", websocket=f"/ws/jobs/{job.id}"),
         )

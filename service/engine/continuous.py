@@ -44,9 +44,10 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         *,
         profile: Profile,
         order: Order = policy.shortest_first,
+        flush: Callable[[bool], None] = lambda is_last: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(inbox, send, clock)
+        super().__init__(inbox, send, flush, clock)
         self._model = model
         self._profile = profile
         self._order = order

@@ -170,8 +170,8 @@ Message = Ready | LoadFailed | Started | Working | Stepped | Finished | TaskFail
 class Engine(Protocol):
     """The service's end of an engine."""
 
-    def start(self, on_message: Callable[[Message], None]) -> None:
-        """Start the engine; `on_message` is called from a thread of the engine's own."""
+    def start(self, on_messages: Callable[[Sequence[Message]], None]) -> None:
+        """Start the engine; `on_messages` is called from a thread of the engine's own, some at a time, in order."""
 
     def send(self, command: Command) -> None:
         """Hand over a command; never blocks, and is a no-op once the engine is lost."""

@@ -39,18 +39,21 @@ BEAT_SECONDS = 1.0
 class EngineLoop(ABC):
     """Owns the waiting and running tasks of one model; runs in one thread.
 
-    Commands are read from `inbox`; messages leave through `send`. A task leaves `_tasks` when it is
-    finished, failed or cancelled, so that nothing is reported of it afterwards.
+    Commands are read from `inbox`; messages go to `send`, and leave with `flush`, which is called before every call of
+    the model and whenever commands are taken: with True before a wait. A task leaves `_tasks` when it is finished,
+    failed or cancelled, so that nothing is reported of it afterwards.
     """
 
     def __init__(
         self,
         inbox: "SimpleQueue[Command]",
         send: Callable[[Message], None],
+        flush: Callable[[bool], None] = lambda is_last: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inbox = inbox
         self._send = send
+        self._flush = flush
         self._clock = clock
         self._waiting: list[Waiting] = []
         self._tasks: dict[str, Task] = {}
@@ -81,6 +84,7 @@ class EngineLoop(ABC):
 
     def _receive(self, timeout: float) -> None:
         """Take every command that is there, waiting at most `timeout` seconds for the first."""
+        self._flush(timeout > 0)
         try:
             command = self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
             while True:
@@ -155,6 +159,7 @@ class EngineLoop(ABC):
         if working != self._working:
             self._working = working
             self._send(Working(working))
+        self._flush(False)
 
     def _finish(self, task_id: str) -> None:
         """All pictures of the task are there: hand them out."""

@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
@@ -33,7 +33,7 @@ class ProcessEngine:
         """The process' id; None before the first start."""
         return None if self._process is None else self._process.pid
 
-    def start(self, on_message: Callable[[Message], None]) -> None:
+    def start(self, on_messages: Callable[[Sequence[Message]], None]) -> None:
         """Start the process and the thread that reads from it."""
         if self._stopping:
             return
@@ -47,24 +47,24 @@ class ProcessEngine:
         theirs.close()
         self._process = process
         for name, work, args in (
-            ("reader", self._read, (ours, process, outbox, on_message)),
+            ("reader", self._read, (ours, process, outbox, on_messages)),
             ("writer", _write, (ours, outbox)),
         ):
             threading.Thread(target=work, args=args, name=f"safelight-engine-{name}", daemon=True).start()
 
     def _read(
         self,
-        connection: "Connection[Command, Message]",
+        connection: "Connection[Command, Sequence[Message]]",
         process: multiprocessing.process.BaseProcess,
         outbox: "SimpleQueue[Command | None]",
-        on_message: Callable[[Message], None],
+        on_messages: Callable[[Sequence[Message]], None],
     ) -> None:
         load_failed = False
         try:
             while True:
-                message = connection.recv()
-                load_failed |= isinstance(message, LoadFailed)
-                on_message(message)
+                messages = connection.recv()
+                load_failed |= any(isinstance(each, LoadFailed) for each in messages)
+                on_messages(messages)
         except (EOFError, OSError):
             log.debug("the engine closed its end")
         except Exception:
@@ -74,7 +74,7 @@ class ProcessEngine:
             process.kill()  # it holds the device's memory as long as it lives
         process.join(timeout=10)
         if not self._stopping and not load_failed:
-            on_message(Lost(process.exitcode))
+            on_messages([Lost(process.exitcode)])
 
     def set_log_level(self, level: str) -> None:
         """Of the process that runs, and of any that is started after it. `level` is one that the settings may name."""
@@ -103,7 +103,7 @@ class ProcessEngine:
             self._process.join(timeout=10)
 
 
-def _write(connection: "Connection[Command, Message]", outbox: "SimpleQueue[Command | None]") -> None:
+def _write(connection: "Connection[Command, Sequence[Message]]", outbox: "SimpleQueue[Command | None]") -> None:
     """Send what is put into `outbox`, up to a None. In a thread, since an engine that does not read blocks it."""
     try:
         while (command := outbox.get()) is not None:

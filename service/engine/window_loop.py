@@ -30,9 +30,10 @@ class WindowLoop(EngineLoop):
         *,
         window: float,
         max_batch: int,
+        flush: Callable[[bool], None] = lambda is_last: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(inbox, send, clock)
+        super().__init__(inbox, send, flush, clock)
         self._model = model
         self._window = window
         self._max_batch = max_batch

@@ -1,11 +1,12 @@
 """The engine process: load and warm the model, then run its loop until the parent goes away."""
 
 import logging.config
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -24,6 +25,7 @@ from service.engine.contract import (
     R,
     Ready,
     StepModel,
+    Stepped,
     Submit,
 )
 from service.engine.fake import SCHEME, FakeModel
@@ -36,6 +38,8 @@ from service.errors import StartupError
 from service.garbage import forget_garbage
 from service.settings import FAULTS_ALLOWED, EngineSettings
 
+HOLD_SECONDS = 0.05
+
 # Read by the libraries when they are imported.
 IMPORT_ENVIRONMENT = {
     # OpenMP's threads spin long while they wait by default, which starves them all once anything else wants a core.
@@ -45,27 +49,52 @@ IMPORT_ENVIRONMENT = {
     "DIFFUSERS_VERBOSITY": "error",
 }
 
-Send = Callable[[Message], None]
+
+class Outgoing:
+    """Messages on their way to the parent, some in one piece: to wake it costs more than most of them, and it takes
+    its processor time from the model's. What only tells how far things are may wait, but not for a long step.
+    """
+
+    def __init__(self, send: Callable[[Sequence[Message]], None]) -> None:
+        self._send = send
+        self._messages: list[Message] = []
+        self._leave_at = math.inf  # monotonic
+
+    def put(self, message: Message) -> None:
+        """Have it leave with a flush."""
+        self._messages.append(message)
+        may_wait = isinstance(message, Happened) or (
+            isinstance(message, Stepped) and message.event.seconds < HOLD_SECONDS
+        )
+        self._leave_at = min(self._leave_at, time.monotonic() + HOLD_SECONDS * may_wait)
+
+    def flush(self, is_last: bool = True) -> None:
+        """Send what was put, in its order; if this is not the last flush for a while, only when some of it is due."""
+        if self._messages and (is_last or time.monotonic() >= self._leave_at):
+            messages, self._messages, self._leave_at = self._messages, [], math.inf
+            self._send(messages)
 
 
-def main(connection: "Connection[Message, Command]", settings: EngineSettings) -> None:
+def main(connection: "Connection[Sequence[Message], Command]", settings: EngineSettings) -> None:
     """Entry point of the process. Signals are the parent's business; its end is seen as the end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     inbox: SimpleQueue[Command] = SimpleQueue()
+    outgoing = Outgoing(connection.send)
     faults = make_faults(settings)
     threading.Thread(target=_read, args=(connection, inbox, faults), daemon=True).start()
     try:
-        loop = make_loop(settings, inbox, connection.send, faults)
+        loop = make_loop(settings, inbox, outgoing, faults)
     except StartupError as error:
-        connection.send(LoadFailed(error.detail))
+        connection.send([LoadFailed(error.detail)])
         return
     except Exception as error:  # noqa: BLE001  # whatever the warm-up raises; the parent reports it
         lines = str(error).splitlines() or [""]
         detail = f"SAFELIGHT_MODEL: {settings.model!r} cannot generate: {type(error).__name__}: {lines[0]}"
-        connection.send(LoadFailed(detail))
+        connection.send([LoadFailed(detail)])
         return
+    outgoing.flush()
     loop.run()
 
 
@@ -76,14 +105,16 @@ def make_faults(settings: EngineSettings) -> Faults:
     return Faults(settings.faults or "")
 
 
-def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send, faults: Faults) -> EngineLoop:
-    """Load the model that `settings` name, warm it, and send `Ready`; return the loop that serves it.
+def make_loop(
+    settings: EngineSettings, inbox: "SimpleQueue[Command]", outgoing: Outgoing, faults: Faults
+) -> EngineLoop:
+    """Load the model that `settings` name, warm it, and tell `Ready`; return the loop that serves it.
 
     A pipeline that cannot be driven step by step is served in `window` mode, which `Ready` tells.
     """
     faults.load()
     if settings.model.startswith(SCHEME):
-        return _fake_loop(faults, settings, inbox, send)
+        return _fake_loop(faults, settings, inbox, outgoing)
     for name, value in IMPORT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from service.engine import families
@@ -97,21 +128,23 @@ def make_loop(settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Sen
     forget_garbage()
     family = families.of(loaded) if settings.batching is Batching.CONTINUOUS else None
     if family is None:
-        return _window_loop(PipelineModel(loaded), faults, settings, inbox, send, began)
+        return _window_loop(PipelineModel(loaded), faults, settings, inbox, outgoing, began)
 
     cache_bytes = int(settings.prompt_cache_mb * 2**20)
     model = StepwiseModel(loaded, family, cache_bytes)
-    loop = _continuous_loop(model, faults, settings, inbox, send, began, loaded.machine)
-    model.observe = lambda event: send(Happened(event))  # what came before was warm-up
+    loop = _continuous_loop(model, faults, settings, inbox, outgoing, began, loaded.machine)
+    model.observe = lambda event: outgoing.put(Happened(event))  # what came before was warm-up
     return loop
 
 
-def _fake_loop(faults: Faults, settings: EngineSettings, inbox: "SimpleQueue[Command]", send: Send) -> EngineLoop:
+def _fake_loop(
+    faults: Faults, settings: EngineSettings, inbox: "SimpleQueue[Command]", outgoing: Outgoing
+) -> EngineLoop:
     began = time.monotonic()
     model = FakeModel(settings)
     if settings.batching is not Batching.CONTINUOUS:
-        return _window_loop(model, faults, settings, inbox, send, began)
-    return _continuous_loop(model, faults, settings, inbox, send, began, "fake")
+        return _window_loop(model, faults, settings, inbox, outgoing, began)
+    return _continuous_loop(model, faults, settings, inbox, outgoing, began, "fake")
 
 
 def _continuous_loop(
@@ -119,15 +152,17 @@ def _continuous_loop(
     faults: Faults,
     settings: EngineSettings,
     inbox: "SimpleQueue[Command]",
-    send: Send,
+    outgoing: Outgoing,
     began: float,
     machine: str,
 ) -> EngineLoop:
     loaded = time.monotonic()
     profile = profile_by_step(model, settings, machine)
-    send(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
+    outgoing.put(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
     faulty = FaultyStepModel(model, faults)
-    return ContinuousLoop(faulty, inbox, send, profile=profile, order=ORDERS[settings.order])
+    return ContinuousLoop(
+        faulty, inbox, outgoing.put, profile=profile, order=ORDERS[settings.order], flush=outgoing.flush
+    )
 
 
 def _window_loop(
@@ -135,7 +170,7 @@ def _window_loop(
     faults: Faults,
     settings: EngineSettings,
     inbox: "SimpleQueue[Command]",
-    send: Send,
+    outgoing: Outgoing,
     began: float,
 ) -> EngineLoop:
     loaded = time.monotonic()
@@ -143,12 +178,14 @@ def _window_loop(
     slots = 1 if sequential else settings.max_batch
     profile = profile_by_batch(model, slots)
     batching = Batching.SEQUENTIAL if sequential else Batching.WINDOW
-    send(Ready(model.info, batching, profile, loaded - began, time.monotonic() - loaded))
+    outgoing.put(Ready(model.info, batching, profile, loaded - began, time.monotonic() - loaded))
     window = 0.0 if sequential else settings.batch_window_ms / 1e3
-    return WindowLoop(FaultyBatchModel(model, faults), inbox, send, window=window, max_batch=slots)
+    return WindowLoop(
+        FaultyBatchModel(model, faults), inbox, outgoing.put, window=window, max_batch=slots, flush=outgoing.flush
+    )
 
 
-def _read(connection: "Connection[Message, Command]", inbox: "SimpleQueue[Command]", faults: Faults) -> None:
+def _read(connection: "Connection[Sequence[Message], Command]", inbox: "SimpleQueue[Command]", faults: Faults) -> None:
     try:
         while True:
             command = connection.recv()

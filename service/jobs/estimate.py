@@ -94,6 +94,15 @@ class Estimator:
             correction = min(correction, 1.0)
         return Forecast({name: each * correction for name, each in self._play(keys, now).items()}, positions)
 
+    def seconds_alone(self, params: Params, now: float) -> float | None:
+        """The forecast for one picture if nothing else were there, without playing it."""
+        if self._ready is None:
+            return None
+        profile = self._ready.profile
+        step = profile.step_seconds(params.size, self._ready.info.rows(params))
+        seconds = params.num_inference_steps * step + profile.extra_seconds
+        return seconds * min(self._faded(now), 1.0)
+
     def alone(self, flight: Flight) -> float:
         """The most seconds that what is left of a computation takes an engine, one picture after the other, alone or as
         its share of full batches; 0: not known.
@@ -270,6 +279,8 @@ class Outlook:
 
     def seconds_alone(self, params: Params) -> float | None:
         """How long it would take if nothing else were there."""
+        if params.num_images == 1:
+            return self._estimator.seconds_alone(params, self._clock())
         flight = self._imagined(params, Priority.NORMAL)
         return self._estimator.forecast([flight], flight.entered_at).seconds.get(flight.id)
 

@@ -10,6 +10,7 @@ from service.core import Params
 class Order:
     """What a job is made of. Without `seed_given`, the seed in `params` was drawn; `timeout` is in seconds.
 
+    `fingerprint` tells whether an idempotency key comes with the same request; it is empty without one.
     `traceparent` is the W3C context of the request that brought it.
     """
 

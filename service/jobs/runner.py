@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from observability.events import EngineLost, EngineReady, Event
 from observability.labels import Batching
@@ -78,12 +78,19 @@ class Runner:
         """Whether the engine is loading, or was heard of within the heartbeat timeout."""
         return self._last_beat is None or self._clock() - self._last_beat <= self._heartbeat_timeout
 
-    def _from_engine(self, message: Message) -> None:
+    def _from_engine(self, messages: Sequence[Message]) -> None:
         """Called in the engine's thread."""
         try:
-            self._loop.call_soon_threadsafe(self._take, message)
+            self._loop.call_soon_threadsafe(self._take_all, messages)
         except RuntimeError:
-            log.debug("the service has stopped; dropped %s", type(message).__name__)
+            log.debug("the service has stopped; dropped %d messages", len(messages))
+
+    def _take_all(self, messages: Sequence[Message]) -> None:
+        for each in messages:
+            try:
+                self._take(each)
+            except Exception:
+                log.exception("%s could not be taken", type(each).__name__)
 
     def _take(self, message: Message) -> None:
         assert self._board is not None, "started"

@@ -95,7 +95,10 @@ class JobService:
         self._observer.observe(RequestRejected(reason, source))
 
     async def _accept(self, order: Order) -> tuple[Snapshot, bool]:
-        record = partial(self._record, order=order, refusal=self._refusal(order))
+        revision = self._revision()
+        cache_key = order.params.cache_key(revision) if order.use_cache else None
+        refusal = self._refusal(order, cache_key)
+        record = partial(self._record, order=order, revision=revision, cache_key=cache_key, refusal=refusal)
         began = self._clock()
         with self._backlog.reserved(order.params, order.priority):
             try:
@@ -116,11 +119,10 @@ class JobService:
             self._observer.observe(CacheLookedUp(Cache.RESPONSE, result, seconds_saved=saved))
         return await self._backlog.snapshot(job), True
 
-    def _refusal(self, order: Order) -> QueueFull | DeadlineUnreachable | None:
+    def _refusal(self, order: Order, cache_key: str | None) -> QueueFull | DeadlineUnreachable | None:
         """Why the engine could not do the order now, if so."""
         if self._backlog.waiting >= self._queue_limit:
             return QueueFull(f"{self._queue_limit} requests are waiting already", retry_after=RETRY_SECONDS)
-        cache_key = order.params.cache_key(self._revision()) if order.use_cache else None
         seconds = self._backlog.seconds_for(order.params, order.priority, cache_key, order.timeout)
         if seconds is None or seconds <= order.timeout:
             return None
@@ -132,7 +134,12 @@ class JobService:
         )
 
     def _record(
-        self, connection: Connection, order: Order, refusal: QueueFull | DeadlineUnreachable | None
+        self,
+        connection: Connection,
+        order: Order,
+        revision: str,
+        cache_key: str | None,
+        refusal: QueueFull | DeadlineUnreachable | None,
     ) -> tuple[Job, bool, float | None]:
         """In one transaction: the job of the idempotency key, or a new one, completed at once by a cache hit.
 
@@ -144,37 +151,22 @@ class JobService:
             if known is not None:
                 return known, False, None
         hit, lookup_seconds = None, None
-        if order.use_cache:
+        if cache_key is not None:
             began = self._clock()
-            hit = self._find_response(connection, order, now)
+            if order.seed_given:
+                hit = self._cache.find(connection, cache_key, now)
+            else:
+                prompt_key = order.params.prompt_key(revision)
+                hit = self._cache.find_variant(connection, prompt_key, self._cache_variants, now)
             lookup_seconds = self._clock() - began
         if hit is None and refusal is not None:
             raise refusal
-        job = self._new_job(order, now)
+        job = _new_job(order, revision, cache_key, now)
         job = self._backlog.place(connection, job) if hit is None else _answered(job, hit)
         table.add(connection, job)
         if order.idempotency_key is not None:
             table.bind_key(connection, order.idempotency_key, order.fingerprint, job.id, now)
         return job, True, lookup_seconds
-
-    def _find_response(self, connection: Connection, order: Order, now: float) -> CachedResponse | None:
-        params, revision = order.params, self._revision()
-        if order.seed_given:
-            return self._cache.find(connection, params.cache_key(revision), now)
-        return self._cache.find_variant(connection, params.prompt_key(revision), self._cache_variants, now)
-
-    def _new_job(self, order: Order, now: float) -> Job:
-        return Job(
-            id=secrets.token_hex(16),
-            params=order.params,
-            revision=self._revision(),
-            created_at=now,
-            expires_at=now + order.timeout,
-            priority=order.priority,
-            source=order.source,
-            cache_key=order.params.cache_key(self._revision()) if order.use_cache else None,
-            traceparent=order.traceparent,
-        )
 
     # Looking
 
@@ -205,9 +197,12 @@ class JobService:
 
     async def picture(self, job: Job, index: int) -> bytes:
         """The same of a job that is at hand."""
-        blob = _blob(job, index)
+        place = (_blob(job, index), index, job.params.output_format)
+        data = self._images.recent(*place)
+        if data is not None:
+            return data
         try:
-            return await asyncio.to_thread(self._images.get, blob, index, job.params.output_format)
+            return await asyncio.to_thread(self._images.get, *place)
         except FileNotFoundError as error:
             raise NotFound(f"picture {index} of job {job.id!r} has been deleted") from error
 
@@ -283,6 +278,20 @@ def _blob(job: Job, index: int) -> str:
     if job.blob is None or not 0 <= index < job.params.num_images:
         raise NotFound(f"job {job.id!r} has no picture {index}")
     return job.blob
+
+
+def _new_job(order: Order, revision: str, cache_key: str | None, now: float) -> Job:
+    return Job(
+        id=secrets.token_hex(16),
+        params=order.params,
+        revision=revision,
+        created_at=now,
+        expires_at=now + order.timeout,
+        priority=order.priority,
+        source=order.source,
+        cache_key=cache_key,
+        traceparent=order.traceparent,
+    )
 
 
 def _answered(job: Job, hit: CachedResponse) -> Job:

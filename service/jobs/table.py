@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, tuple_, update
@@ -159,7 +158,7 @@ def _columns(job: Job) -> dict[str, Any]:
         "expires_at": job.expires_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "params": json.dumps(asdict(job.params)),
+        "params": json.dumps(job.params.as_dict()),
         "revision": job.revision,
         "cache_key": job.cache_key,
         "reason": job.reason.value,

@@ -7,10 +7,18 @@ with the jobs; here are only the pointers.
 import random
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.storage.database import blobs, responses
+
+# Built once: to build a statement costs as much as to execute it.
+_USE = (
+    update(responses)
+    .where(responses.c.key == bindparam("wanted"), responses.c.created_at > bindparam("since"))
+    .values(used_at=bindparam("now"))
+    .returning(responses.c.seed, responses.c.blob, responses.c.prompt_truncated)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +40,8 @@ class ResponseCache:
 
     def find(self, connection: Connection, key: str, now: float) -> CachedResponse | None:
         """The answer with this exact key, marked as used."""
-        fresh = responses.c.created_at > now - self._ttl
-        row = connection.execute(select(responses).where(responses.c.key == key, fresh)).one_or_none()
-        if row is None:
-            return None
-        connection.execute(update(responses).where(responses.c.key == key).values(used_at=now))
-        return CachedResponse(row.key, int(row.seed), row.blob, row.prompt_truncated)
+        found = connection.execute(_USE, {"wanted": key, "since": now - self._ttl, "now": now}).one_or_none()
+        return None if found is None else CachedResponse(key, int(found.seed), found.blob, found.prompt_truncated)
 
     def find_variant(self, connection: Connection, prompt_key: str, variants: int, now: float) -> CachedResponse | None:
         """One of the newest `variants` answers to the same request with any seed, at random.

@@ -1,5 +1,7 @@
 """Finished pictures in any fsspec file system: a folder, S3, ..."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ T = TypeVar("T")
 
 URL_SECONDS = 300
 RETRY_SECONDS = 5
+RECENT_BYTES = 64 << 20
 # S3 alone: it has to say soon that it is away, and listings that are kept would not see what other processes wrote.
 S3: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 1, "read_timeout": 10, "retries": {"max_attempts": 1}},
@@ -32,16 +35,29 @@ class ImageStore:
             self._fs.makedirs(self._root, exist_ok=True)
         except Exception as error:  # each file system has errors of its own
             raise StartupError(f"SAFELIGHT_STORAGE_URL: {url!r} cannot be used: {error}") from error
+        self._recent = _Recent(RECENT_BYTES)
 
     def put(self, blob: str, pictures: Sequence[bytes], output_format: ImageFormat) -> None:
         """Write all pictures of a blob, over older ones of the same id."""
         self._try(self._fs.makedirs, self._folder(blob), exist_ok=True)
         for index, data in enumerate(pictures):
-            self._try(self._fs.pipe_file, self._path(blob, index, output_format), data)
+            path = self._path(blob, index, output_format)
+            self._try(self._fs.pipe_file, path, data)
+            self._recent.put(path, data)
+
+    def recent(self, blob: str, index: int, output_format: ImageFormat) -> bytes | None:
+        """The bytes of one picture if they are at hand, as those are that were written or read lately. Does not block.
+
+        For a blob that is known to be there: others may have deleted it.
+        """
+        return self._recent.get(self._path(blob, index, output_format))
 
     def get(self, blob: str, index: int, output_format: ImageFormat) -> bytes:
         """The bytes of one picture."""
-        return bytes(self._try(self._fs.cat_file, self._path(blob, index, output_format)))
+        path = self._path(blob, index, output_format)
+        data = bytes(self._try(self._fs.cat_file, path))
+        self._recent.put(path, data)
+        return data
 
     def url(self, blob: str, index: int, output_format: ImageFormat) -> str | None:
         """An address at which the store gives the picture to anybody for `URL_SECONDS`; None if it has none."""
@@ -75,3 +91,28 @@ class ImageStore:
 
     def _path(self, blob: str, index: int, output_format: ImageFormat) -> str:
         return f"{self._folder(blob)}/{index}.{output_format}"
+
+
+class _Recent:
+    """The files that were put or got last, up to so many bytes. For any thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._lock:
+            self._bytes += len(data) - len(self._files.pop(path, b""))
+            self._files[path] = data
+            while self._bytes > self._max_bytes:
+                _, oldest = self._files.popitem(last=False)
+                self._bytes -= len(oldest)
+
+    def get(self, path: str) -> bytes | None:
+        with self._lock:
+            data = self._files.get(path)
+            if data is not None:
+                self._files.move_to_end(path)
+            return data

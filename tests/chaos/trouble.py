@@ -36,12 +36,14 @@ GRACE_SECONDS = 10
 
 @dataclass
 class Outcome:
-    """What was seen. `recoveries`: seconds from a worker's death, or its being told to leave, until each of its jobs
-    was another's, or over. `statuses`: with which those ended that were told to leave.
+    """What was seen. `during`: how many were killed while jobs of a worker killed before were nobody's yet.
+    `recoveries`: seconds from a worker's death, or its being told to leave, until each of its jobs was another's, or
+    over. `statuses`: with which those ended that were told to leave.
     """
 
     jobs: int
     kills: Counter[str] = field(default_factory=Counter)
+    during: int = 0
     retries: int = 0
     states: Counter[str] = field(default_factory=Counter)
     recorded: int = 0
@@ -60,6 +62,7 @@ class Outcome:
             "ended": ", ".join(f"{count} {state}" for state, count in sorted(self.states.items())),
             "changed after their end": len(self.changed),
             "killed or told to leave": ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items())),
+            "of these during a recovery": self.during,
             "tries of clients beside the first": self.retries,
             "jobs of those workers": len(self.recoveries),
             "seconds until they ran again, median and most": f"{median:.1f}, {slowest:.1f}",
@@ -99,7 +102,7 @@ class Trouble:
 
     def ask(self, number: int) -> str:
         """Ask until the job is accepted; its id."""
-        body = {"prompt": f"number {number}", "num_inference_steps": 10 + number % 20, "timeout_s": 3600}
+        body = {"prompt": f"number {number}", "num_inference_steps": 40 + number % 60, "timeout_s": 3600}
         headers = {"Idempotency-Key": f"number-{number}"}
         answer = self._until(lambda url: httpx.post(f"{url}/generate", json=body, headers=headers, timeout=TIMEOUT))
         return str(answer.json()["job_id"])
@@ -144,6 +147,7 @@ class Trouble:
             place = self._random.randrange(len(members))
             dead = members[place]
         self._outcome.kills["worker" if is_worker else "API"] += 1
+        self._outcome.during += any(each.is_alive() for each in self._watching)
         held = self._held_by(dead) if is_worker else []
         dead.kill()
         self._watch(held)
@@ -242,12 +246,14 @@ def troubled(folder: Path, outcome: Outcome, seed: int) -> Iterator[Trouble]:
 def go_through(
     folder: Path, jobs: int, kills: int, every: float, tell: Callable[[str], None], seed: int = 0
 ) -> Outcome:
-    """Ask for `jobs` while there are `kills`, one `every` so many seconds and each fifth with another close behind."""
+    """Ask for `jobs` while there are `kills`, one `every` so many seconds, each fifth close behind the one before."""
 
     def cause(trouble: Trouble, told: Callable[[str], None]) -> None:
+        began = time.monotonic()
         for number in range(1, kills + 1):
             is_close_behind = number % 5 == 0
-            time.sleep(0.5 if is_close_behind else every * 1.25 - 0.125)
+            due = began + ((number - 1) * every + 0.5 if is_close_behind else number * every)
+            time.sleep(max(0.0, due - time.monotonic()))
             trouble.kill()
             if number == kills // 3:
                 trouble.restart_redis()

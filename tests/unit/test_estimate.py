@@ -48,6 +48,17 @@ def test_a_lone_request_takes_its_steps() -> None:
     assert forecast.positions == {}
 
 
+def test_one_picture_alone_is_as_long_as_the_forecast_says() -> None:
+    """Guided or not, on one worker or some, though nothing is played."""
+    for workers, guidance in ((1, 5.0), (1, 1.0), (3, 5.0)):
+        made = estimator(4)
+        made.workers = workers
+        lone = flight("a", num_inference_steps=20, guidance_scale=guidance)
+        expected = made.forecast([lone], now=0.0).seconds["a"]
+        assert made.seconds_alone(lone.params, now=0.0) == pytest.approx(expected)
+    assert Estimator().seconds_alone(lone.params, now=0.0) is None
+
+
 def test_those_that_share_steps_do_not_wait_for_one_another() -> None:
     """Four slots: all run at once; with one slot the shortest goes first."""
     flights = [flight(name, num_inference_steps=steps) for name, steps in (("long", 20), ("short", 4))]

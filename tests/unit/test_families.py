@@ -22,7 +22,7 @@ from observability.labels import Batching
 from service.engine import families, schedulers
 from service.engine.contract import Message, Picture, Ready
 from service.engine.faults import Faults
-from service.engine.worker import make_loop
+from service.engine.worker import Outgoing, make_loop
 from service.settings import EngineSettings
 from tests.support import build, pipelines
 from tests.support.stepping import MODELS, Models, assert_same, draw, make, stepwise, wishes
@@ -76,7 +76,9 @@ def test_such_a_model_is_left_to_its_pipeline_in_window_mode(tmp_path: Path) -> 
     )
     sent: list[Message] = []
     with pipelines.quiet():
-        make_loop(settings, SimpleQueue(), sent.append, Faults())
+        outgoing = Outgoing(sent.extend)
+        make_loop(settings, SimpleQueue(), outgoing, Faults())
+    outgoing.flush()
     assert [type(each) for each in sent] == [Ready]
 
 

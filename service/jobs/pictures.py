@@ -1,6 +1,7 @@
 """From pixels to files."""
 
 import io
+import zlib
 from collections.abc import Sequence
 
 from PIL import Image
@@ -8,8 +9,9 @@ from PIL import Image
 from service.core import ImageFormat
 from service.engine.contract import Pixels
 
+# In a picture that a model drew, nothing but runs repeats: to look for more takes some times as long, and finds nothing.
 OPTIONS: dict[ImageFormat, dict[str, int]] = {
-    ImageFormat.PNG: {"compress_level": 6},
+    ImageFormat.PNG: {"compress_level": 6, "compress_type": zlib.Z_RLE},
     ImageFormat.JPEG: {"quality": 92},
     ImageFormat.WEBP: {"quality": 90, "method": 4},
 }

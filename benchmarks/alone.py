@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,18 +24,50 @@ import aiohttp
 import numpy as np
 
 from benchmarks.harness import PNG, Service, ask, service
-from benchmarks.peers.pair import usage
+from benchmarks.peers.colours import CHECKED, right_colour
+from benchmarks.peers.pair import Meter
+from benchmarks.peers.results import P99_LEAST
 from benchmarks.told import Told
 from benchmarks.traffic import MIXES, Request, all_at_once, draw
 
 Figures = dict[str, float]
 
 SIZED_PICTURES, SIZED_CLIENTS = 96, 16
-FAVOURITES, REPEATED, REPEAT_CLIENTS, HIT_SECONDS = 100, 400, 8, 10.0
+FAVOURITES, REPEATED, REPEATED_STEPS, REPEAT_CLIENTS, HIT_SECONDS = 100, 400, 20, 8, 10.0
 ZIPF = 1.1
 CROWD, HEALTH_SECONDS = 1000, 0.1
 STORM, STORM_STEPS, PATIENCE = 64, 50, 3.0
-GIB = 2.0**30
+MIB, GIB = 2.0**20, 2.0**30
+
+
+@dataclass
+class Answers:
+    """The seconds of each, and of a share of them prompt and picture."""
+
+    latencies: list[float] = field(default_factory=list)
+    seen: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def figures(self, meter: Meter) -> Figures:
+        """Of all of them; what is no picture has ended the workload before."""
+        right = sum(right_colour(picture, prompt) for prompt, picture in self.seen)
+        return {
+            "requests": len(self.latencies),
+            "throughput": len(self.latencies) / meter.seconds,
+            "mean": float(np.mean(self.latencies)),
+            **_percentiles(self.latencies),
+            **_used(meter),
+            "looked_at": len(self.seen),
+            "right": right,
+        }
+
+
+def _percentiles(latencies: Sequence[float]) -> Figures:
+    shares = (50, 90, 95, 99) if len(latencies) >= P99_LEAST else (50, 90, 95)
+    return {f"p{share}": float(np.percentile(latencies, share)) for share in shares}
+
+
+def _used(meter: Meter) -> Figures:
+    return {"cores": meter.cpu_seconds / meter.seconds, "memory_mib": meter.memory / MIB}
 
 
 def sizes(model: str) -> Figures:
@@ -49,14 +81,9 @@ def sizes(model: str) -> Figures:
             request.body() | {"width": width, "height": height}
             for request, (width, height) in zip(requests, each, strict=False)
         ]
-        began = time.perf_counter()
-        latencies = _many(target, bodies, SIZED_CLIENTS)
-        return {"throughput": len(latencies) / (time.perf_counter() - began), **_percentiles(latencies)}
-
-
-def _percentiles(latencies: Sequence[float], prefix: str = "") -> Figures:
-    values = np.percentile(latencies, (50, 95, 99))
-    return {f"{prefix}{name}": float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
+        with Meter(target.pid) as meter:
+            answers = _many(target, bodies, SIZED_CLIENTS)
+        return answers.figures(meter)
 
 
 def repeat(model: str) -> Figures:
@@ -66,7 +93,7 @@ def repeat(model: str) -> Figures:
     """
     source = random.Random(0)
     favourites = [
-        replace(each, steps=4).body() | {"cache": True}
+        replace(each, steps=REPEATED_STEPS).body() | {"cache": True}
         for each in draw(MIXES["uniform"], FAVOURITES, 1.0, "favourites")
     ]
     weights = [1 / rank**ZIPF for rank in range(1, FAVOURITES + 1)]
@@ -74,49 +101,52 @@ def repeat(model: str) -> Figures:
     with service(model, {}) as target:
         before = Told(target)
         _many(target, source.choices(favourites, weights, k=REPEATED), REPEAT_CLIENTS)
-        made = Told(target).total("safelight_images_total") - before.total("safelight_images_total")
+        made = (Told(target).total("safelight_steps_total") - before.total("safelight_steps_total")) / REPEATED_STEPS
         _many(target, favourites, REPEAT_CLIENTS)
         ours, theirs = cores = sorted(os.sched_getaffinity(0))[:2]
         for thread in Path(f"/proc/{target.pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {ours})
         os.sched_setaffinity(0, {theirs})
         try:
-            began = time.perf_counter()
             asked = iter(lambda: source.choices(favourites, weights)[0], None)
-            latencies = _many(target, asked, REPEAT_CLIENTS, lambda: time.perf_counter() - began > HIT_SECONDS)
-            took = time.perf_counter() - began
+            with Meter(target.pid) as meter:
+                until = time.perf_counter() + HIT_SECONDS
+                hits = _many(target, asked, REPEAT_CLIENTS, lambda: time.perf_counter() > until)
         finally:
             os.sched_setaffinity(0, cores)
         saved, predicted = 1 - made / REPEATED, 1 - distinct / REPEATED
         figures = {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted}
-        return figures | {"hits_per_second": len(latencies) / took} | _percentiles(latencies, "hit_")
+        return figures | {f"hit_{name}": value for name, value in hits.figures(meter).items()}
 
 
 def _many(
     target: Service, bodies: Iterable[Mapping[str, object]], clients: int, is_over: Callable[[], bool] = lambda: False
-) -> list[float]:
-    """Ask for all from so many clients, each over a connection that is kept; the seconds of each."""
-    left, lock = iter(bodies), threading.Lock()
+) -> Answers:
+    """Ask for all from so many clients, each over a connection that is kept."""
+    left, lock = iter(enumerate(bodies)), threading.Lock()
+    found = Answers()
     headers = {"Content-Type": "application/json", "Accept": "image/png"}
 
-    def client(_number: int) -> list[float]:
-        latencies = []
+    def client(_number: int) -> None:
         with contextlib.closing(target.connect()) as connection:
             while not is_over():
                 with lock:
-                    body = next(left, None)
+                    number, body = next(left, (0, None))
                 if body is None:
                     break
                 began = time.perf_counter()
                 connection.request("POST", "/generate", json.dumps(body), headers)
                 answer = connection.getresponse()
-                if not answer.read().startswith(PNG):
+                picture = answer.read()
+                if not picture.startswith(PNG):
                     raise SystemExit(f"the service answered {answer.status}")
-                latencies.append(time.perf_counter() - began)
-        return latencies
+                found.latencies.append(time.perf_counter() - began)
+                if number % CHECKED == 0:
+                    found.seen.append((str(body["prompt"]), picture))
 
     with ThreadPoolExecutor(clients) as pool:
-        return list(itertools.chain(*pool.map(client, range(clients))))
+        list(pool.map(client, range(clients)))
+    return found
 
 
 def crowd(model: str) -> Figures:
@@ -127,18 +157,21 @@ def crowd(model: str) -> Figures:
         doctor = context.Process(target=_ask_for_health, args=(target, theirs), daemon=True)
         doctor.start()
         ours.recv()  # it is there
-        counts = asyncio.run(_crowd(target))
+        with Meter(target.pid) as meter:
+            counts = asyncio.run(_crowd(target))
         ours.send("enough")
-        health, memory = ours.recv()
+        health = ours.recv()
         doctor.join()
     refused, completed = counts.pop(429, 0), counts.pop(200, 0)
     return {
+        "requests": CROWD,
         "completed": completed,
         "refused": refused,
+        "cores": meter.cpu_seconds / meter.seconds,
         "failures": sum(counts.values()) + health.count(None),
         "health_checks": len(health),
         "health_p99": float(np.percentile([each for each in health if each is not None], 99)),
-        "memory_gib": memory / GIB,
+        "memory_gib": meter.memory / GIB,
     }
 
 
@@ -161,18 +194,16 @@ async def _crowd(target: Service) -> Counter[int]:
 
 
 def _ask_for_health(target: Service, connection: "Connection[object, object]") -> None:
-    """At fixed times, counted from then; send the seconds, None for a failure, and the most bytes of memory."""
-    memory, asked = [], []
+    """At fixed times, counted from then; send the seconds, None for a failure."""
+    asked = []
     with ThreadPoolExecutor(64) as pool:
         connection.send("ready")
         due = time.perf_counter()
         while not connection.poll():
             asked.append(pool.submit(_health, target, due))
-            if len(asked) % 10 == 1:
-                memory.append(usage(target.pid).memory)
             due += HEALTH_SECONDS
             time.sleep(max(0.0, due - time.perf_counter()))
-    connection.send(([each.result() for each in asked], max(memory)))
+    connection.send([each.result() for each in asked])
 
 
 def _health(target: Service, due: float) -> float | None:
@@ -198,14 +229,15 @@ def aborts(model: str) -> Figures:
                     return False
                 return _leave(connection, request, seconds)
 
-        with ThreadPoolExecutor(STORM) as pool:
+        with Meter(target.pid) as meter, ThreadPoolExecutor(STORM) as pool:
             left = sum(pool.map(client, zip(requests, patience, strict=True)))
         told = Told(target)
     cancelled = told.total("safelight_requests_total", outcome="cancelled", reason="disconnected")
     if cancelled != left:
         raise RuntimeError(f"{left} clients left, and the service tells of {cancelled:g}")
     wasted = told.total("safelight_wasted_steps_total", reason="disconnected")
-    return {"left": left, "steps_in_vain": wasted, "not_run": 1 - wasted / (left * STORM_STEPS)}
+    not_run = 1 - wasted / (left * STORM_STEPS)
+    return {"requests": STORM, "left": left, "steps_in_vain": wasted, "not_run": not_run, **_used(meter)}
 
 
 def _leave(connection: http.client.HTTPConnection, request: Request, seconds: float) -> bool:

@@ -22,6 +22,7 @@ from observability.process import new_registry, watch_event_loop
 from observability.propagation import instrument
 from service import dependencies
 from service.api import generate, jobs, operations, problems, slo, streams
+from service.api.entrance import Entrance
 from service.api.state import Services
 from service.dependencies import Dependencies, of_stores
 from service.engine import loading
@@ -44,6 +45,7 @@ log = logging.getLogger("safelight")
 
 MAX_BODY_BYTES = 1 << 20
 MAX_PURGE_SECONDS = 60.0
+RECENT_BYTES = 16 << 20  # of pictures
 
 
 class Service:
@@ -61,7 +63,7 @@ class Service:
             check_model(settings)
             self._lock = lock(settings.data_dir)
         self._database = Database(settings.resolved_database_url)
-        self._images = ImageStore(settings.resolved_storage_url)
+        self._images = ImageStore(settings.resolved_storage_url, RECENT_BYTES)
         self._cache = ResponseCache(ttl=settings.cache_ttl_seconds, max_bytes=settings.cache_max_bytes)
         registry = new_registry()
         self._telemetry = Telemetry(settings, registry)
@@ -192,7 +194,8 @@ def build_app(
     for router in (generate.router, jobs.router, streams.router, operations.router, slo.router):
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(problems.BodyGuard, max_bytes=MAX_BODY_BYTES, paths={"/generate"})
+    app.add_middleware(Entrance)
+    app.add_middleware(problems.BodyGuard, max_bytes=MAX_BODY_BYTES, paths={generate.PATH})
     Instrumentator(
         should_group_status_codes=False,
         excluded_handlers=["^/metrics$", "^/health"],

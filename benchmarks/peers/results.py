@@ -226,7 +226,7 @@ class Results:
 
     def _alone(self) -> Iterator[Bar]:
         for part, name, figure, bar, most in (
-            ("repeat", "5. repeat-heavy: cache hits a second", "hits_per_second", 1000, False),
+            ("repeat", "5. repeat-heavy: cache hits a second", "hit_throughput", 1000, False),
             ("repeat", "5. repeat-heavy: p99 of hits, s", "hit_p99", 0.02, True),
             ("repeat", "5. repeat-heavy: work saved over what Zipf predicts", "saved_over_zipf", EQUAL, False),
             ("crowd", "6. 1,000 clients: failures but 429", "failures", 0, True),

@@ -3,13 +3,15 @@
 import asyncio
 import re
 import secrets
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from observability.events import ClientRetried
 from observability.labels import Reason, Source
+from observability.propagation import current_traceparent
 from service.api.problems import RESPONSES, problem
 from service.api.schemas import GenerateRequest, JobView
 from service.api.state import Services, ServicesDep
@@ -17,17 +19,46 @@ from service.core import ImageFormat, Job, JobState, ModelInfo
 from service.errors import InvalidRequest, Unavailable
 from service.jobs.background import end
 from service.jobs.flight import Snapshot
+from service.jobs.order import Order
 
 router = APIRouter(tags=["generation"], responses=RESPONSES)
 
+PATH = "/generate"
 MAX_WAIT_SECONDS = 600.0
 FAILURE_STATUS = {JobState.FAILED: 500, JobState.CANCELLED: 409, JobState.EXPIRED: 504}
 KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
 ACCEPTED = {f"image/{each.value}": each for each in ImageFormat}
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A request that was read: what `model` is to make, and how it is answered: `wanted` is the format of one that
+    is the picture itself, `wait` are seconds.
+    """
+
+    order: Order
+    model: ModelInfo
+    wanted: ImageFormat | None
+    wait: float | None
+    cancels: bool
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same request wishes the same once more."""
+        return self.order.seed_given
+
+
+@dataclass(slots=True)
+class Reading:
+    """What became of the reading of a request; in its ASGI scope by `NAME`."""
+
+    NAME: ClassVar[str] = "safelight.reading"
+
+    wish: Wish | None = None
+
+
 @router.post(
-    "/generate",
+    PATH,
     status_code=202,
     response_model=JobView,
     summary="Generate pictures from a prompt",
@@ -62,20 +93,39 @@ async def generate(
         services.observer.observe(ClientRetried())
     wanted = _wanted_format(accept, body)
     source = _source(x_safelight_probe, services.settings.probe_token)
+    model = _model(services, source)
     order = body.order(
-        _model(services, source),
+        model,
         output_format=_output_format(body, wanted),
         idempotency_key=_checked_key(idempotency_key),
         source=source,
     )
     if wanted is not None and body.num_images > 1:
         raise InvalidRequest("must be 1 when the answer is to be the picture itself", field="num_images")
-    snapshot, is_new = await services.jobs.accept(order)
     if wait is None and wanted is not None:
         wait = min(MAX_WAIT_SECONDS, body.timeout_s + 1)
+    wish = Wish(order, model, wanted, wait, on_disconnect == "cancel")
+    request.scope[Reading.NAME].wish = wish
+    return await _answer(request, services, wish)
+
+
+async def answer_again(request: Request, wish: Wish) -> Response | None:
+    """As `generate` would answer it; None if it would read the request otherwise now.
+
+    Raises `SafelightError`.
+    """
+    services: Services = request.app.state.services
+    if _model(services, wish.order.source) != wish.model:
+        return None
+    order = replace(wish.order, traceparent=current_traceparent())
+    return await _answer(request, services, replace(wish, order=order))
+
+
+async def _answer(request: Request, services: Services, wish: Wish) -> Response:
+    snapshot, is_new = await services.jobs.accept(wish.order)
+    wait, wanted = wish.wait, wish.wanted
     if wait is not None and not snapshot.job.is_finished:
-        cancels = is_new and on_disconnect == "cancel"
-        snapshot = await _wait(request, services, snapshot.job.id, wait, cancels)
+        snapshot = await _wait(request, services, snapshot.job.id, wait, is_new and wish.cancels)
     if wanted is not None and snapshot.job.is_finished:
         return await _bytes(services, snapshot.job)
     return _job_response(snapshot, 200 if wait is not None and snapshot.job.is_finished else 202)

@@ -41,10 +41,10 @@ class ContinuousLoop(EngineLoop, Generic[R]):
         model: StepModel[R],
         inbox: "SimpleQueue[Command]",
         send: Callable[[Message], None],
+        flush: Callable[[bool], None],
         *,
         profile: Profile,
         order: Order = policy.shortest_first,
-        flush: Callable[[bool], None] = lambda is_last: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(inbox, send, flush, clock)
@@ -292,6 +292,7 @@ class ContinuousLoop(EngineLoop, Generic[R]):
                 task.decoded(ended)
                 self._observe(StageFinished(Stage.DENOISE, task.timings[Stage.DENOISE], task_id))
                 self._finish(task_id)
+        self._flush(False)
 
     def _works_on(self, pictures: Iterable[Picture]) -> None:
         """What is being decoded meanwhile may take the device down too."""

@@ -48,7 +48,7 @@ class EngineLoop(ABC):
         self,
         inbox: "SimpleQueue[Command]",
         send: Callable[[Message], None],
-        flush: Callable[[bool], None] = lambda is_last: None,
+        flush: Callable[[bool], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inbox = inbox

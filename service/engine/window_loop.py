@@ -27,10 +27,10 @@ class WindowLoop(EngineLoop):
         model: BatchModel,
         inbox: "SimpleQueue[Command]",
         send: Callable[[Message], None],
+        flush: Callable[[bool], None],
         *,
         window: float,
         max_batch: int,
-        flush: Callable[[bool], None] = lambda is_last: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(inbox, send, flush, clock)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -55,8 +56,9 @@ class Outgoing:
     its processor time from the model's. What only tells how far things are may wait, but not for a long step.
     """
 
-    def __init__(self, send: Callable[[Sequence[Message]], None]) -> None:
+    def __init__(self, send: Callable[[Sequence[Message]], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
+        self._clock = clock
         self._messages: list[Message] = []
         self._leave_at = math.inf  # monotonic
 
@@ -66,11 +68,11 @@ class Outgoing:
         may_wait = isinstance(message, Happened) or (
             isinstance(message, Stepped) and message.event.seconds < HOLD_SECONDS
         )
-        self._leave_at = min(self._leave_at, time.monotonic() + HOLD_SECONDS * may_wait)
+        self._leave_at = min(self._leave_at, self._clock() + HOLD_SECONDS * may_wait)
 
     def flush(self, is_last: bool = True) -> None:
         """Send what was put, in its order; if this is not the last flush for a while, only when some of it is due."""
-        if self._messages and (is_last or time.monotonic() >= self._leave_at):
+        if self._messages and (is_last or self._clock() >= self._leave_at):
             messages, self._messages, self._leave_at = self._messages, [], math.inf
             self._send(messages)
 
@@ -95,7 +97,11 @@ def main(connection: "Connection[Sequence[Message], Command]", settings: EngineS
         connection.send([LoadFailed(detail)])
         return
     outgoing.flush()
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        with suppress(OSError):  # the parent is gone
+            outgoing.flush()
 
 
 def make_faults(settings: EngineSettings) -> Faults:
@@ -160,9 +166,8 @@ def _continuous_loop(
     profile = profile_by_step(model, settings, machine)
     outgoing.put(Ready(model.info, Batching.CONTINUOUS, profile, loaded - began, time.monotonic() - loaded))
     faulty = FaultyStepModel(model, faults)
-    return ContinuousLoop(
-        faulty, inbox, outgoing.put, profile=profile, order=ORDERS[settings.order], flush=outgoing.flush
-    )
+    order = ORDERS[settings.order]
+    return ContinuousLoop(faulty, inbox, outgoing.put, outgoing.flush, profile=profile, order=order)
 
 
 def _window_loop(
@@ -180,9 +185,8 @@ def _window_loop(
     batching = Batching.SEQUENTIAL if sequential else Batching.WINDOW
     outgoing.put(Ready(model.info, batching, profile, loaded - began, time.monotonic() - loaded))
     window = 0.0 if sequential else settings.batch_window_ms / 1e3
-    return WindowLoop(
-        FaultyBatchModel(model, faults), inbox, outgoing.put, window=window, max_batch=slots, flush=outgoing.flush
-    )
+    faulty = FaultyBatchModel(model, faults)
+    return WindowLoop(faulty, inbox, outgoing.put, outgoing.flush, window=window, max_batch=slots)
 
 
 def _read(connection: "Connection[Sequence[Message], Command]", inbox: "SimpleQueue[Command]", faults: Faults) -> None:

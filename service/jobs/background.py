@@ -50,7 +50,7 @@ async def repeat(
     work: Callable[[], Awaitable[object]],
     seconds: float,
     until: asyncio.Event | None = None,
-    on_unavailable: Callable[[], None] = lambda: None,
+    on_unavailable: Callable[[Unavailable], None] = lambda error: None,
 ) -> None:
     """`work` again and again, with pauses of `seconds`. What it raises is logged and does not end it."""
     while until is None or not until.is_set():
@@ -58,7 +58,7 @@ async def repeat(
             await work()
         except Unavailable as error:
             log.warning("trying again in %g s: %s", seconds, error.detail)
-            on_unavailable()
+            on_unavailable(error)
         except Exception:
             log.exception("trying again in %g s", seconds)
         await asyncio.sleep(seconds)

@@ -9,7 +9,7 @@ from PIL import Image
 from service.core import ImageFormat
 from service.engine.contract import Pixels
 
-# In a picture that a model drew, nothing but runs repeats: to look for more takes some times as long, and finds nothing.
+# In what a model draws nothing but runs repeats: to look for more takes some times as long, and finds next to nothing.
 OPTIONS: dict[ImageFormat, dict[str, int]] = {
     ImageFormat.PNG: {"compress_level": 6, "compress_type": zlib.Z_RLE},
     ImageFormat.JPEG: {"quality": 92},

@@ -3,11 +3,9 @@
 import asyncio
 import logging
 import math
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection
@@ -21,9 +19,9 @@ from service.errors import Conflict, DeadlineUnreachable, NotFound, Overloaded, 
 from service.jobs import table, telling
 from service.jobs.backlog import Backlog
 from service.jobs.flight import Snapshot
-from service.jobs.order import Order
+from service.jobs.order import Order, answered
 from service.jobs.telling import Recording
-from service.storage.cache import CachedResponse, ResponseCache
+from service.storage.cache import ResponseCache
 from service.storage.database import Database
 from service.storage.images import ImageStore
 
@@ -161,8 +159,8 @@ class JobService:
             lookup_seconds = self._clock() - began
         if hit is None and refusal is not None:
             raise refusal
-        job = _new_job(order, revision, cache_key, now)
-        job = self._backlog.place(connection, job) if hit is None else _answered(job, hit)
+        job = order.job(revision, cache_key, now)
+        job = self._backlog.place(connection, job) if hit is None else answered(job, hit)
         table.add(connection, job)
         if order.idempotency_key is not None:
             table.bind_key(connection, order.idempotency_key, order.fingerprint, job.id, now)
@@ -278,31 +276,3 @@ def _blob(job: Job, index: int) -> str:
     if job.blob is None or not 0 <= index < job.params.num_images:
         raise NotFound(f"job {job.id!r} has no picture {index}")
     return job.blob
-
-
-def _new_job(order: Order, revision: str, cache_key: str | None, now: float) -> Job:
-    return Job(
-        id=secrets.token_hex(16),
-        params=order.params,
-        revision=revision,
-        created_at=now,
-        expires_at=now + order.timeout,
-        priority=order.priority,
-        source=order.source,
-        cache_key=cache_key,
-        traceparent=order.traceparent,
-    )
-
-
-def _answered(job: Job, hit: CachedResponse) -> Job:
-    """The new job, completed by a cached response."""
-    return job.but(
-        params=replace(job.params, seed=hit.seed),
-        cache_key=hit.key,
-        state=JobState.COMPLETED,
-        started_at=job.created_at,
-        finished_at=job.created_at,
-        blob=hit.blob,
-        cached=True,
-        prompt_truncated=hit.prompt_truncated,
-    )

@@ -26,7 +26,7 @@ from service.jobs.board import Board
 from service.jobs.ending import anew
 from service.queue import ledger
 from service.queue.ledger import MAX_ATTEMPTS, MAX_LOST, Run
-from service.queue.streams import Claim, Streams
+from service.queue.streams import Claim, QueueAway, Streams
 from service.storage.database import Database
 
 log = logging.getLogger("safelight.queue")
@@ -34,6 +34,7 @@ log = logging.getLogger("safelight.queue")
 KEEP_SECONDS = 2.0
 IDLE_SECONDS = 8.0  # not kept for so long, a claim is nobody's
 RESCUE_SECONDS = 1.0
+CALM_SECONDS = 5.0  # without trouble, in which all others have kept theirs: a pause of theirs, and two slow answers
 ARRIVAL_SECONDS = 5.0
 AGAIN_SECONDS = 0.5
 LEAVE_SECONDS = 3.0
@@ -85,12 +86,14 @@ class Claims:
         """Take what comes from now on, and put it on `board`."""
         self._board = board
         self._taking = asyncio.create_task(repeat(self._take, AGAIN_SECONDS, self._leaving, self._failed))
-        work = {self._keep: KEEP_SECONDS, self._rescue: RESCUE_SECONDS}
+        work = {self._keep: KEEP_SECONDS, self._look_after_all: KEEP_SECONDS, self._rescue: RESCUE_SECONDS}
         keeping = [repeat(each, seconds, on_unavailable=self._failed) for each, seconds in work.items()]
         self._tasks = [self._taking, *map(asyncio.create_task, keeping)]
 
-    def _failed(self) -> None:
-        self._failed_at = time.monotonic()
+    def _failed(self, error: Unavailable) -> None:
+        """Without the queue others may not have been able to keep theirs either."""
+        if isinstance(error, QueueAway):
+            self._failed_at = time.monotonic()
 
     # Taking
 
@@ -190,8 +193,8 @@ class Claims:
 
     async def _keep(self) -> None:
         """What a worker has whose engine hangs is for others."""
-        if self._wall() - self._kept_at > IDLE_SECONDS / 2:
-            self._failed()  # this process stood still, and perhaps its machine with all others
+        if self._wall() - self._kept_at > CALM_SECONDS:
+            self._failed_at = time.monotonic()  # this process stood still, and perhaps its machine with all others
         if not self._is_alive():
             return
         held = {each.claim: each for each in self._held.values()}
@@ -201,7 +204,10 @@ class Claims:
         for each in [held[claim] for claim in lost & held.keys()]:
             if not await self._database.run(partial(ledger.holds, run=each.run, worker=self._worker)):
                 self._let_go(each)
-        await self.look_after()
+
+    async def _look_after_all(self) -> None:
+        if self._is_alive():
+            await self.look_after()
 
     def _let_go(self, held: Held) -> None:
         name = held.run.flight
@@ -216,9 +222,10 @@ class Claims:
                 self._board.forget(live.job.id, Reason.MOVED)
 
     async def _rescue(self) -> None:
-        has_kept = self._wall() - self._kept_at < IDLE_SECONDS / 2
-        if not has_kept or time.monotonic() - self._failed_at < IDLE_SECONDS:
-            return  # others may not have been able to keep theirs either
+        has_kept = self._wall() - self._kept_at < CALM_SECONDS
+        if not has_kept or time.monotonic() - self._failed_at < CALM_SECONDS:
+            await self._streams.newest()  # is the trouble over?
+            return
         if count := await self._streams.rescue(IDLE_SECONDS):
             log.warning("%d computations of a lost worker go to others", count)
 

@@ -184,6 +184,10 @@ return redis.call('HDEL', KEYS[1], ARGV[2])
 """
 
 
+class QueueAway(Unavailable):
+    """Redis cannot be reached, or takes no changes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """An entry that a worker took: the computation's id, and where the entry is."""
@@ -194,7 +198,7 @@ class Claim:
 
 
 class Streams:
-    """The queue as `consumer` sees it. Every method raises `Unavailable` while Redis is away or takes no changes."""
+    """The queue as `consumer` sees it. Every method may raise `QueueAway`."""
 
     def __init__(self, url: str, consumer: str, pool: Pool = Pool.ON_DEMAND) -> None:
         self._consumer = consumer
@@ -311,5 +315,5 @@ def _is_no_group(error: object) -> bool:
     return isinstance(error, ResponseError) and "NOGROUP" in str(error)
 
 
-def _unavailable(error: RedisError) -> Unavailable:
-    return Unavailable(f"the queue cannot be used at the moment: {type(error).__name__}", retry_after=RETRY_SECONDS)
+def _unavailable(error: RedisError) -> QueueAway:
+    return QueueAway(f"the queue cannot be used at the moment: {type(error).__name__}", retry_after=RETRY_SECONDS)

@@ -14,7 +14,6 @@ T = TypeVar("T")
 
 URL_SECONDS = 300
 RETRY_SECONDS = 5
-RECENT_BYTES = 64 << 20
 # S3 alone: it has to say soon that it is away, and listings that are kept would not see what other processes wrote.
 S3: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 1, "read_timeout": 10, "retries": {"max_attempts": 1}},
@@ -23,19 +22,19 @@ S3: dict[str, Any] = {
 
 
 class ImageStore:
-    """Pictures by blob id and number. Methods block and are called in threads.
+    """Pictures by blob id and number; `recent_bytes` of them are kept at hand. Methods block and are called in threads.
 
     Raises `FileNotFoundError` for a picture that is not there, and `Unavailable` while the store cannot be used.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, recent_bytes: int = 0) -> None:
         self.is_remote = "://" in url and not url.startswith("file:")
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url, **(S3 if url.startswith("s3:") else {}))
             self._fs.makedirs(self._root, exist_ok=True)
         except Exception as error:  # each file system has errors of its own
             raise StartupError(f"SAFELIGHT_STORAGE_URL: {url!r} cannot be used: {error}") from error
-        self._recent = _Recent(RECENT_BYTES)
+        self._recent = _Recent(recent_bytes)
 
     def put(self, blob: str, pictures: Sequence[bytes], output_format: ImageFormat) -> None:
         """Write all pictures of a blob, over older ones of the same id."""
@@ -43,20 +42,20 @@ class ImageStore:
         for index, data in enumerate(pictures):
             path = self._path(blob, index, output_format)
             self._try(self._fs.pipe_file, path, data)
-            self._recent.put(path, data)
+            self._recent.put(blob, path, data)
 
     def recent(self, blob: str, index: int, output_format: ImageFormat) -> bytes | None:
         """The bytes of one picture if they are at hand, as those are that were written or read lately. Does not block.
 
         For a blob that is known to be there: others may have deleted it.
         """
-        return self._recent.get(self._path(blob, index, output_format))
+        return self._recent.get(blob, self._path(blob, index, output_format))
 
     def get(self, blob: str, index: int, output_format: ImageFormat) -> bytes:
         """The bytes of one picture."""
         path = self._path(blob, index, output_format)
         data = bytes(self._try(self._fs.cat_file, path))
-        self._recent.put(path, data)
+        self._recent.put(blob, path, data)
         return data
 
     def url(self, blob: str, index: int, output_format: ImageFormat) -> str | None:
@@ -68,6 +67,7 @@ class ImageStore:
 
     def delete(self, blob: str) -> None:
         """Remove a blob; one that is not there is no error."""
+        self._recent.forget(blob)
         try:
             self._try(self._fs.rm, self._folder(blob), recursive=True)
         except FileNotFoundError:
@@ -94,25 +94,35 @@ class ImageStore:
 
 
 class _Recent:
-    """The files that were put or got last, up to so many bytes. For any thread."""
+    """The files of the blobs that were used last, up to so many bytes. For any thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._blobs: OrderedDict[str, dict[str, bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, blob: str, path: str, data: bytes) -> None:
+        if len(data) > self._max_bytes:
+            return
         with self._lock:
-            self._bytes += len(data) - len(self._files.pop(path, b""))
-            self._files[path] = data
+            files = self._blobs.setdefault(blob, {})
+            self._blobs.move_to_end(blob)
+            self._bytes += len(data) - len(files.get(path, b""))
+            files[path] = data
             while self._bytes > self._max_bytes:
-                _, oldest = self._files.popitem(last=False)
-                self._bytes -= len(oldest)
+                self._drop(next(iter(self._blobs)))
 
-    def get(self, path: str) -> bytes | None:
+    def get(self, blob: str, path: str) -> bytes | None:
         with self._lock:
-            data = self._files.get(path)
+            data = self._blobs.get(blob, {}).get(path)
             if data is not None:
-                self._files.move_to_end(path)
+                self._blobs.move_to_end(blob)
             return data
+
+    def forget(self, blob: str) -> None:
+        with self._lock:
+            self._drop(blob)
+
+    def _drop(self, blob: str) -> None:
+        self._bytes -= sum(map(len, self._blobs.pop(blob, {}).values()))

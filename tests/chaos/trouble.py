@@ -31,6 +31,7 @@ APIS, WORKERS = 2, 3
 TIMEOUT = 5.0
 NAME = re.compile(r"this is worker ([0-9a-f]+)")
 LOOK_SECONDS = 0.1
+CLOSE_SECONDS = 0.5  # between kills, at least
 GRACE_SECONDS = 10
 
 
@@ -252,8 +253,8 @@ def go_through(
         began = time.monotonic()
         for number in range(1, kills + 1):
             is_close_behind = number % 5 == 0
-            due = began + ((number - 1) * every + 0.5 if is_close_behind else number * every)
-            time.sleep(max(0.0, due - time.monotonic()))
+            due = began + ((number - 1) * every + CLOSE_SECONDS if is_close_behind else number * every)
+            time.sleep(max(CLOSE_SECONDS, due - time.monotonic()))
             trouble.kill()
             if number == kills // 3:
                 trouble.restart_redis()

@@ -88,6 +88,7 @@ def serve(loaded: LoadedPipeline, requests: list[Params]) -> list[Message]:
         StepwiseModel(loaded, family, 2**20, lambda _hit: None),
         inbox,
         send,
+        lambda _: None,
         profile=Profile((Curve(requests[0].size, points),), 0.0, rows_per_guided=2, max_batch=6),
     )
     while arriving or loop._tasks or not inbox.empty():

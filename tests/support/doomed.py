@@ -89,5 +89,6 @@ if __name__ == "__main__":
     claims.KEEP_SECONDS, claims.IDLE_SECONDS, claims.RESCUE_SECONDS = (
         float(each) for each in os.environ.get("CLAIM_SECONDS", "2 8 1").split()
     )
+    claims.CALM_SECONDS = claims.IDLE_SECONDS / 2
     app.MAX_PURGE_SECONDS = float(os.environ.get("PURGE_SECONDS", "60"))
     main()

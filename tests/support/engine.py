@@ -96,6 +96,7 @@ class Bench(FakeModel, Wire):
             FaultyStepModel(self, Faults(faults)),
             self.inbox,
             self.sent.append,
+            lambda _: None,
             profile=replace(profile(slots, **sizes), extra_seconds=decode_seconds),
             clock=lambda: self.now,
         )

@@ -5,25 +5,25 @@ from collections.abc import Sequence
 import pytest
 
 from observability.events import BatchStepped
-from service.engine import worker
-from service.engine.contract import Beat, Message, Started, Stepped
+from service.engine.contract import Beat, Finished, Message, Started, Stepped
 from service.engine.worker import HOLD_SECONDS, Outgoing
+from tests.support import build
+from tests.support.engine import Bench
 
 
 class Post:
     """Keeps what was sent; its clock stands still."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
         self.sent: list[Sequence[Message]] = []
-        self.outgoing = Outgoing(self.sent.append)
-        monkeypatch.setattr(worker.time, "monotonic", lambda: self.now)
+        self.outgoing = Outgoing(self.sent.append, clock=lambda: self.now)
 
 
 @pytest.fixture
-def post(monkeypatch: pytest.MonkeyPatch) -> Post:
+def post() -> Post:
     """One that has nothing to send."""
-    return Post(monkeypatch)
+    return Post()
 
 
 def step(seconds: float) -> Stepped:
@@ -74,3 +74,19 @@ def test_nothing_is_kept_while_the_engine_waits(post: Post) -> None:
     post.outgoing.put(Beat())
     post.outgoing.flush()
     assert len(post.sent) == 2
+
+
+def test_a_picture_leaves_before_the_model_is_called_again() -> None:
+    """And so does the start of the next task."""
+    bench = Bench(slots=1)
+    sent: list[Sequence[Message]] = []
+    outgoing = Outgoing(sent.append, clock=lambda: bench.now)
+    bench.loop._send, bench.loop._flush = outgoing.put, outgoing.flush
+    bench.put(build.submit("a", num_inference_steps=2), build.submit("b", num_inference_steps=2))
+    calls: list[list[type[Message]]] = []
+    bench.after_step = lambda _step: calls.append([type(each) for some in sent for each in some])
+    while len(calls) < 3:
+        bench.loop.turn()
+    before_second_task = calls[2]
+    assert before_second_task.count(Finished) == 1
+    assert before_second_task.count(Started) == 2

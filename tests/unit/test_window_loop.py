@@ -38,7 +38,7 @@ class Bench(Wire):
         self.after_step: Callable[[int], None] = lambda _step: None
         self._model = FaultyBatchModel(FakeModel(EngineSettings(model="fake:")), Faults(faults))
         self.info = self._model.info
-        self.loop = WindowLoop(self, self.inbox, self.sent.append, window=window, max_batch=max_batch)
+        self.loop = WindowLoop(self, self.inbox, self.sent.append, lambda _: None, window=window, max_batch=max_batch)
 
     def generate(self, pictures: Sequence[Picture], on_step: Callable[[float], None]) -> Batch:
         """The fake model's batch, recorded."""

@@ -39,7 +39,7 @@ GRACE_SECONDS = 10
 class Outcome:
     """What was seen. `during`: how many were killed while jobs of a worker killed before were nobody's yet.
     `recoveries`: seconds from a worker's death, or its being told to leave, until each of its jobs was another's, or
-    over. `statuses`: with which those ended that were told to leave.
+    over. `unlucky`: why jobs did not complete. `statuses`: with which those ended that were told to leave.
     """
 
     jobs: int
@@ -47,6 +47,7 @@ class Outcome:
     during: int = 0
     retries: int = 0
     states: Counter[str] = field(default_factory=Counter)
+    unlucky: list[str] = field(default_factory=list)
     recorded: int = 0
     changed: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Outcome:
             "left in streams, entries, flights": ", ".join(map(str, self.left.values())),
             "seconds": f"{self.seconds:.0f}",
         }
-        return "\n".join(f"{name:<48}{value}" for name, value in rows.items())
+        return "\n".join([*(f"{name:<48}{value}" for name, value in rows.items()), *self.unlucky])
 
 
 class Trouble:
@@ -228,7 +229,9 @@ class Trouble:
         url = self._database.url.replace("postgresql+psycopg", "postgresql")
         with psycopg.connect(url) as connection:
             rows = connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
+            others = connection.execute("SELECT id, reason, detail FROM jobs WHERE state <> 'completed'").fetchall()
         self._outcome.states = Counter(dict(rows))
+        self._outcome.unlucky = [f"{name}: {reason}, {detail}" for name, reason, detail in others]
         self._outcome.recorded = sum(self._outcome.states.values())
 
 

@@ -149,7 +149,6 @@ class Trouble:
             place = self._random.randrange(len(members))
             dead = members[place]
         self._outcome.kills["worker" if is_worker else "API"] += 1
-        self._outcome.during += any(each.is_alive() for each in self._watching)
         held = self._held_by(dead) if is_worker else []
         dead.kill()
         self._watch(held)
@@ -179,6 +178,7 @@ class Trouble:
 
     def _watch(self, held: list[tuple[str, str]]) -> None:
         """See when what a worker held is another's, in a thread."""
+        self._outcome.during += any(each.is_alive() for each in self._watching)
         self._watching.append(threading.Thread(target=self._see, args=(dict(held), time.monotonic()), daemon=True))
         self._watching[-1].start()
 

@@ -55,6 +55,15 @@ STEP = "step"
 ENGINE, BARE = "engine", "bare"
 
 
+class Ears(Outgoing):
+    """Hear each message when it is put, not when it leaves."""
+
+    def put(self, message: Message) -> None:
+        """And have it leave at once."""
+        super().put(message)
+        self.flush()
+
+
 class InProcessEngine:
     """The loop of the engine process without the process: commands and messages are not sent through a pipe.
 
@@ -65,7 +74,7 @@ class InProcessEngine:
         self.heard: list[tuple[float, Message]] = []
         self._inbox: SimpleQueue[Command] = SimpleQueue()
         settings = EngineSettings(model=model, data_dir=data_dir, device="cpu", dtype="float32")
-        outgoing = Outgoing(self._hear)
+        outgoing = Ears(self._hear)
         self._loop = make_loop(settings, self._inbox, outgoing, Faults())
         outgoing.flush()
         ready = self.heard.pop()[1]

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.harness import PNG, Service, ask, service
 from benchmarks.peers.colours import CHECKED, right_colour
 from benchmarks.peers.pair import Meter
-from benchmarks.peers.results import P99_LEAST
+from benchmarks.peers.results import Measured
 from benchmarks.told import Told
 from benchmarks.traffic import MIXES, Request, all_at_once, draw
 
@@ -49,21 +49,16 @@ class Answers:
 
     def figures(self, meter: Meter) -> Figures:
         """Of all of them; what is no picture has ended the workload before."""
-        right = sum(right_colour(picture, prompt) for prompt, picture in self.seen)
+        measured = Measured("", "", "", meter.seconds, self.latencies, {})
+        told = {name: measured.figure(name) for name in ("throughput", "p50", "p90", "p95", "p99")}
         return {
-            "requests": len(self.latencies),
-            "throughput": len(self.latencies) / meter.seconds,
+            "requests": measured.requests,
             "mean": float(np.mean(self.latencies)),
-            **_percentiles(self.latencies),
+            **{name: value for name, value in told.items() if value is not None},
             **_used(meter),
             "looked_at": len(self.seen),
-            "right": right,
+            "right": sum(right_colour(picture, prompt) for prompt, picture in self.seen),
         }
-
-
-def _percentiles(latencies: Sequence[float]) -> Figures:
-    shares = (50, 90, 95, 99) if len(latencies) >= P99_LEAST else (50, 90, 95)
-    return {f"p{share}": float(np.percentile(latencies, share)) for share in shares}
 
 
 def _used(meter: Meter) -> Figures:

@@ -45,7 +45,7 @@ log = logging.getLogger("safelight")
 
 MAX_BODY_BYTES = 1 << 20
 MAX_PURGE_SECONDS = 60.0
-RECENT_BYTES = 16 << 20  # of pictures
+RECENT_BYTES = 8 << 20  # of pictures
 
 
 class Service:

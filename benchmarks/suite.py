@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", dest="parts", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--alone", action="append", choices=[*alone.WORKLOADS, "none"], help="this workload; or none")
     parser.add_argument("--quick", action="store_true", help="the core, in ten minutes")
-    parser.add_argument("--scale-time", type=float, default=0.4, help="by which the published scenarios are shorter")
+    parser.add_argument("--scale-time", type=float, default=0.25, help="by which the published scenarios are shorter")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="file of the results")
     parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote that file")
     parser.add_argument("--report", action="store_true", help="measure nothing: only tell what is in that file")

@@ -1,7 +1,7 @@
 """Trace context in and out: the provider of spans, those of HTTP requests, and the header `traceparent`."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI
 from opentelemetry.context import Context
@@ -11,7 +11,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.propagators.textmap import CarrierT, Setter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 MAX_RUN_STEPS = 100  # a batch run that goes on longer is told in parts
@@ -21,10 +21,13 @@ UNTRACED = "/health/,/metrics$"
 PROPAGATOR = TraceContextTextMapPropagator()
 
 
-def new_provider(processors: Iterable[SpanProcessor]) -> TracerProvider:
-    """A provider that records every span; OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say more of the process."""
+def new_provider(processors: Sequence[SpanProcessor]) -> TracerProvider:
+    """A provider whose spans are all recorded, or, if there is nobody to take them, have ids only, for logs.
+
+    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say more of the process.
+    """
     provider = TracerProvider(
-        sampler=ALWAYS_ON,
+        sampler=ALWAYS_ON if processors else ALWAYS_OFF,
         resource=Resource({"service.name": "safelight"}).merge(OTELResourceDetector().detect()),
         span_limits=SpanLimits(max_events=2 * MAX_RUN_STEPS, max_links=2 * MAX_LINKS),
         shutdown_on_exit=False,

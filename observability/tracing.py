@@ -115,8 +115,9 @@ class Tracing:
         now = self._now()
         asked = event.request
         began = now - int(event.record_seconds * NANOSECONDS)
-        attributes = {**self._attributes(asked), "safelight.flight": event.flight}
-        span = self._tracer.start_span("request", parent, attributes=attributes, start_time=began)
+        span = self._tracer.start_span("request", parent, start_time=began)
+        if span.is_recording():
+            span.set_attributes({**self._attributes(asked), "safelight.flight": event.flight})
         if event.lookup is not None:
             ended = began + int(event.lookup_seconds * NANOSECONDS)
             self._child(span, "cache", began, ended, attributes={"safelight.cache.result": event.lookup.value})
@@ -245,9 +246,14 @@ class Tracing:
         if request is None:
             return
         now = self._now()
-        self._stages(request, event.timings, event.outcome is Outcome.COMPLETED, now)
+        if request.span.is_recording():
+            self._stages(request, event.timings, event.outcome is Outcome.COMPLETED, now)
+            self._tell_end(request.span, event)
         self._leave(event.request.id, request.flight)
-        request.span.set_attributes(
+        request.span.end(now)
+
+    def _tell_end(self, span: Span, event: events.RequestFinished) -> None:
+        span.set_attributes(
             {
                 "safelight.outcome": event.outcome.value,
                 "safelight.reason": event.reason.value,
@@ -257,9 +263,8 @@ class Tracing:
             }
         )
         if event.outcome in FAILURES:
-            request.span.set_attribute("error.type", event.reason.value)
-            request.span.set_status(Status(StatusCode.ERROR, event.detail or event.reason.value))
-        request.span.end(now)
+            span.set_attribute("error.type", event.reason.value)
+            span.set_status(Status(StatusCode.ERROR, event.detail or event.reason.value))
 
     def _stages(self, request: _Request, timings: Mapping[Stage, float], is_complete: bool, now: int) -> None:
         """The queue from acceptance on; the steps as they were seen; the rest before them, and backwards from the end.

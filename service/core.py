@@ -5,10 +5,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 
 from observability.labels import Priority, Reason, Source, Stage, WorkClass
 
 Size = tuple[int, int]  # width and height in pixels
+
+REMEMBERED = 256  # parameters, of those asked for lately: who asks for them asks for them again
 
 
 class JobState(StrEnum):
@@ -75,13 +78,27 @@ class Params:
         """Its fields by name, as JSON has them."""
         return {name: getattr(self, name) for name in self.__slots__}
 
+    def as_json(self) -> str:
+        """`as_dict` as text."""
+        return _json(self)
+
     def prompt_key(self, revision: str) -> str:
         """Hash of everything but the seed, for the model `revision`."""
         return _digest({**self.as_dict(), "seed": None, "revision": revision})
 
     def cache_key(self, revision: str) -> str:
         """Hash of everything that decides the pictures' bytes, for the model `revision`."""
-        return _digest({**self.as_dict(), "revision": revision})
+        return _cache_key(self, revision)
+
+
+@lru_cache(REMEMBERED)
+def _json(params: Params) -> str:
+    return json.dumps(params.as_dict())
+
+
+@lru_cache(REMEMBERED)
+def _cache_key(params: Params, revision: str) -> str:
+    return _digest({**params.as_dict(), "revision": revision})
 
 
 def _digest(canonical: Mapping[str, object]) -> str:

@@ -26,7 +26,7 @@ PARTS = {
     "uniform": "Uniform: 16 closed-loop clients, 20 steps",
     "mixed saturated": "Mixed, saturated: 16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5",
     "mixed": "Mixed, open loop, at 0.7 of the {rate:.2f} pictures/s that Safelight's window mode makes of it at most",
-    "mixed, its own load": "Mixed, open loop, at 0.7 of what the peer makes of it at most",
+    "mixed, its own load": "Mixed, open loop, at 0.7 of what a saturated peer makes of it at most",
     "one user": "The published scenario of one user",
     "eight users": "The published scenario of eight users, of whom one comes every {arrival:g} s",
 }
@@ -109,7 +109,7 @@ def draw(results: Results, file: Path) -> None:
     """Each peer and Safelight beside it: throughput of uniform traffic and the limit, latencies of mixed traffic."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    uniform, mixed = results.pairs("uniform"), results.pairs("mixed") or results.pairs("mixed, its own load")
+    uniform, mixed = results.pairs("uniform"), [*results.pairs("mixed"), *results.pairs("mixed, its own load")]
     _bars(left, "Uniform, 16 clients: pictures a second", uniform, "throughput")
     for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
         if found := results.limits.get(case):

@@ -158,7 +158,7 @@ def _columns(job: Job) -> dict[str, Any]:
         "expires_at": job.expires_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "params": json.dumps(job.params.as_dict()),
+        "params": job.params.as_json(),
         "revision": job.revision,
         "cache_key": job.cache_key,
         "reason": job.reason.value,

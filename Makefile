@@ -72,7 +72,7 @@ bench-quick: $(READY) ## the core of it in ten minutes; ARGS="more arguments"
 bench-engine: $(READY) ## continuous against window batching, and the bare pipeline; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.engine $(ARGS)
 
-bench-study: $(READY) ## window batching by its parameters, or with ARGS=memory the pipeline by order of weights and kind of attention
+bench-study: $(READY) ## window batching by its parameters; ARGS=order: who goes first; ARGS=memory: order of weights, kinds of attention
 	$(BIN)/python -m benchmarks.study $(or $(ARGS),window)
 
 bench-gpu: $(READY) ## the modes side by side on a GPU; ARGS="--model sdxl" or other arguments

@@ -15,7 +15,7 @@ from observability.events import CacheLookedUp, CacheResized, RequestRejected
 from observability.labels import Cache, CacheResult, Reason, Source
 from observability.observer import Observer
 from service.core import Job, JobState
-from service.errors import Conflict, DeadlineUnreachable, NotFound, Overloaded, QueueFull, Unavailable
+from service.errors import Conflict, DeadlineUnreachable, NotFound, Overloaded, QueueFull, SafelightError, Unavailable
 from service.jobs import table, telling
 from service.jobs.backlog import Backlog
 from service.jobs.flight import Snapshot
@@ -100,9 +100,12 @@ class JobService:
         began = self._clock()
         with self._backlog.reserved(order.params, order.priority):
             try:
-                job, is_new, lookup_seconds = await self._database.run(record)
+                recorded = await self._database.run(record)
             except IntegrityError:  # at that very moment another took the key or deleted the cached pictures
-                job, is_new, lookup_seconds = await self._database.run(record)
+                recorded = await self._database.run(record)
+        if isinstance(recorded, SafelightError):
+            raise recorded
+        job, is_new, lookup_seconds = recorded
         if not is_new:
             return await self._backlog.snapshot(job), False
         recording = Recording(self._clock() - began, lookup_seconds)
@@ -138,14 +141,18 @@ class JobService:
         revision: str,
         cache_key: str | None,
         refusal: QueueFull | DeadlineUnreachable | None,
-    ) -> tuple[Job, bool, float | None]:
+    ) -> tuple[Job, bool, float | None] | SafelightError:
         """In one transaction: the job of the idempotency key, or a new one, completed at once by a cache hit.
 
-        Return it, whether it is new, and the seconds of the look-up, if one was made.
+        Return it, whether it is new, and the seconds of the look-up, if one was made; or why it is refused: an error
+        would undo what others write in the same transaction.
         """
         now = self._wall()
         if order.idempotency_key is not None:
-            known = table.find_by_key(connection, order.idempotency_key, order.fingerprint, now)
+            try:
+                known = table.find_by_key(connection, order.idempotency_key, order.fingerprint, now)
+            except Conflict as error:
+                return error
             if known is not None:
                 return known, False, None
         hit, lookup_seconds = None, None
@@ -158,7 +165,7 @@ class JobService:
                 hit = self._cache.find_variant(connection, prompt_key, self._cache_variants, now)
             lookup_seconds = self._clock() - began
         if hit is None and refusal is not None:
-            raise refusal
+            return refusal
         job = order.job(revision, cache_key, now)
         job = self._backlog.place(connection, job) if hit is None else answered(job, hit)
         table.add(connection, job)

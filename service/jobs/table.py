@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, selec
 from observability.labels import Priority, Reason, Source, Stage
 from service.core import ImageFormat, Job, JobState, Params
 from service.errors import Conflict
-from service.storage.database import blobs, idempotency, jobs, responses
+from service.storage.schema import blobs, idempotency, jobs, responses
 
 IDEMPOTENCY_SECONDS = 86_400.0
 

@@ -14,7 +14,7 @@ from observability.labels import Priority, Reason
 from service.core import Job, JobState
 from service.jobs import table
 from service.jobs.table import IS_UNFINISHED
-from service.storage.database import flights, jobs
+from service.storage.schema import flights, jobs
 
 MAX_LOST = 5
 MAX_ATTEMPTS = 3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.storage.database import blobs, responses
+from service.storage.schema import blobs, responses
 
 # Built once: to build a statement costs as much as to execute it.
 _USE = (

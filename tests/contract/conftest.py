@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.database import Database, metadata
+from service.storage.database import Database
+from service.storage.schema import metadata
 from tests.support import postgresql as servers
 
 

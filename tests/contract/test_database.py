@@ -108,8 +108,8 @@ async def test_what_fails_is_undone_alone(file: Database) -> None:
     assert await file.run(words) == ["a", "b", "c"]
 
 
-async def test_when_all_is_undone_nobody_is_told_that_it_is_there(file: Database) -> None:
-    """A piece of work makes SQLite give the whole transaction up, as a full disk does."""
+async def test_what_undoes_all_is_undone_alone(file: Database) -> None:
+    """A piece of work makes SQLite give the whole transaction up; the others are done once more."""
 
     def give_up(connection: Connection) -> None:
         connection.execute(text("ROLLBACK"))
@@ -118,9 +118,30 @@ async def test_when_all_is_undone_nobody_is_told_that_it_is_there(file: Database
     first = asyncio.create_task(file.run(write("first")))
     works = [write("a"), give_up, write("b")]
     outcomes = await asyncio.gather(first, *map(file.run, works), return_exceptions=True)
-    told = {outcome for outcome in outcomes if isinstance(outcome, str)}
-    assert set(await file.run(words)) == told
-    assert not {"a", "b"} <= told
+    assert [outcome if isinstance(outcome, str) else type(outcome).__name__ for outcome in outcomes] == [
+        "first",
+        "a",
+        "LookupError",
+        "b",
+    ]
+    assert await file.run(words) == ["a", "b", "first"]
+
+
+async def test_when_the_file_cannot_be_written_all_are_told_at_once(file: Database) -> None:
+    """Not each after a wait of its own; and it goes on when it can be written again."""
+    begun = 0
+
+    def count(_connection: Connection) -> None:
+        nonlocal begun
+        begun += 1
+
+    await file.run(lambda connection: connection.execute(text("PRAGMA busy_timeout=0")))
+    with file.engine.begin():  # another writer
+        event.listen(file.engine, "begin", count, insert=True)
+        outcomes = await asyncio.gather(*(file.run(write(str(number))) for number in range(20)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 20
+    assert begun <= 3
+    assert await file.run(write("d")) == "d"
 
 
 async def test_a_caller_that_leaves_does_not_stop_its_work(file: Database) -> None:

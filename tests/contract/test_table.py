@@ -13,7 +13,8 @@ from observability.labels import Priority, Reason, Stage
 from service.core import ImageFormat, JobState
 from service.errors import Conflict
 from service.jobs import table
-from service.storage.database import Database, blobs
+from service.storage.database import Database
+from service.storage.schema import blobs
 from tests.support import build
 
 

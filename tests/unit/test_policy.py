@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from observability.labels import Priority
@@ -191,6 +191,33 @@ def test_priorities_are_respected(a: Priority, b: Priority, at: float, age: floa
     now = at + 59.5
     if a is not b:
         assert (policy.shortest_first(left, now) < policy.shortest_first(right, now)) == (a.rank < b.rank)
+
+
+arrivals = st.lists(st.lists(st.tuples(priorities, st.integers(1, 4)), max_size=2), min_size=1, max_size=6)
+
+
+@given(arrivals, st.sampled_from(Priority), st.integers(1, 20), st.integers(1, 2), st.sampled_from(list(policy.ORDERS)))
+@settings(max_examples=30, deadline=None)
+def test_a_picture_is_made_however_many_others_come(
+    pattern: list[list[tuple[Priority, int]]], priority: Priority, work: int, cap: int, order: str
+) -> None:
+    """Second after second more work comes than can be done: it is made before all that came after the bound."""
+    bound = int((priority.rank + 1) * PROMOTE_SECONDS)
+    left = {"it": candidate("it", work=work, priority=priority)}
+    came_before, now = 0, 0
+    while "it" in left:
+        for number, (rank, seconds) in enumerate(pattern[now % len(pattern)]):
+            left[f"{now}-{number}"] = candidate(f"{now}-{number}", at=now, work=seconds, priority=rank)
+            came_before += seconds if now <= bound else 0
+        held = assign_slots(left.values(), lambda _size: cap, now, policy.ORDERS[order])
+        assert now <= bound + came_before / cap + work + 4, "it starves"
+        for name, each in list(left.items()):
+            holds = each in held
+            after = replace(each, holds_slot=holds, work=each.work - holds, waited=each.waited + (not holds))
+            left[name] = after
+            if after.work <= 0:
+                del left[name]
+        now += 1
 
 
 @given(

@@ -23,9 +23,12 @@ ATTENTION = ("fused", "step by step", "sliced")
 
 
 class BarePipeline:
-    """The pipeline as a user would call it, with the engine's settings of PyTorch and memory. It makes PIL images."""
+    """The pipeline as a user would call it, with the engine's settings of PyTorch and memory. It makes PIL images.
 
-    def __init__(self, model: str, device: Literal["cpu", "cuda"] = "cpu") -> None:
+    `pipe` is one that the engine has loaded, which saves another copy of the weights.
+    """
+
+    def __init__(self, model: str, device: Literal["cpu", "cuda"] = "cpu", pipe: Any = None) -> None:
         for name, value in IMPORT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import torch
@@ -35,13 +38,15 @@ class BarePipeline:
 
         settings = EngineSettings(device=device)
         self._device = torch.device(device)
-        torch_setup.quieten()
-        torch_setup.keep_memory()
-        torch_setup.configure_torch(settings, self._device)
         self._torch = torch
         self._setup = torch_setup
-        dtype = torch_setup.choose_dtype(settings, self._device)
-        self._pipe: Any = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=dtype).to(self._device)
+        if pipe is None:
+            torch_setup.quieten()
+            torch_setup.keep_memory()
+            torch_setup.configure_torch(settings, self._device)
+            dtype = torch_setup.choose_dtype(settings, self._device)
+            pipe = AutoPipelineForText2Image.from_pretrained(locate(model), dtype=dtype).to(self._device)
+        self._pipe: Any = pipe
         self._pipe.set_progress_bar_config(disable=True)
         self.use_channels_last(True)
 

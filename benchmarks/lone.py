@@ -1,8 +1,8 @@
 """What the engine adds to a picture that it makes alone, and how soon a picture gets its first step.
 
 Part `lone`: the engine's own loop, from the command to the PIL image, against a call of the bare pipeline with the
-same parameters; pairs in alternating order in one process, and that in several launches, since luck with memory makes
-one copy of a model faster than another. Part `admission`: seeded Poisson traffic below
+same parameters; pairs in alternating order in one process, with one copy of the weights, since luck with memory makes
+one copy faster than another; and that in several launches. Part `admission`: seeded Poisson traffic below
 saturation; each picture's delay, from its command (or, if later, from the end of the step after which a slot was free
 for it) to its first step, less the step that ran at that time; less its own first step if none ran.
 """
@@ -42,7 +42,7 @@ from service.engine.contract import (
     TaskFailed,
 )
 from service.engine.faults import Faults
-from service.engine.worker import Outgoing, make_loop
+from service.engine.worker import Outgoing, load, serve
 from service.settings import EngineSettings
 
 LONE_BAR = 0.005
@@ -75,7 +75,10 @@ class InProcessEngine:
         self._inbox: SimpleQueue[Command] = SimpleQueue()
         settings = EngineSettings(model=model, data_dir=data_dir, device="cpu", dtype="float32")
         outgoing = Ears(self._hear)
-        self._loop = make_loop(settings, self._inbox, outgoing, Faults())
+        began = time.monotonic()
+        loaded = load(settings)
+        self.pipe = loaded.pipe
+        self._loop = serve(loaded, Faults(), settings, self._inbox, outgoing, began)
         outgoing.flush()
         ready = self.heard.pop()[1]
         assert isinstance(ready, Ready), ready
@@ -126,7 +129,8 @@ class Lone:
 
 def lone(model: str, data_dir: Path, pairs: int, steps: int, launch: int) -> Lone:
     """One launch: `pairs` pictures, each made in both ways."""
-    engine, bare = InProcessEngine(model, data_dir), BarePipeline(model)
+    engine = InProcessEngine(model, data_dir)
+    bare = BarePipeline(model, pipe=engine.pipe)
 
     ways = {ENGINE: engine.image, BARE: bare.image}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

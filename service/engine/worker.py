@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from observability import logs
@@ -38,6 +39,9 @@ from service.engine.window_loop import WindowLoop
 from service.errors import StartupError
 from service.garbage import forget_garbage
 from service.settings import FAULTS_ALLOWED, EngineSettings
+
+if TYPE_CHECKING:  # only the process of an engine with a model loads PyTorch
+    from service.engine.pipeline import LoadedPipeline
 
 HOLD_SECONDS = 0.05
 
@@ -121,17 +125,36 @@ def make_loop(
     faults.load()
     if settings.model.startswith(SCHEME):
         return _fake_loop(faults, settings, inbox, outgoing)
+    began = time.monotonic()
+    return serve(load(settings), faults, settings, inbox, outgoing, began)
+
+
+def load(settings: EngineSettings) -> "LoadedPipeline":
+    """The pipeline that `settings` name, on its device. Raises `StartupError`."""
     for name, value in IMPORT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from service.engine import families
-    from service.engine.pipeline import LoadedPipeline, PipelineModel
-    from service.engine.stepwise import StepwiseModel
+    from service.engine.pipeline import LoadedPipeline
     from service.engine.torch_setup import give_way
 
-    began = time.monotonic()
     give_way(settings)
     loaded = LoadedPipeline(settings)
     forget_garbage()
+    return loaded
+
+
+def serve(
+    loaded: "LoadedPipeline",
+    faults: Faults,
+    settings: EngineSettings,
+    inbox: "SimpleQueue[Command]",
+    outgoing: Outgoing,
+    began: float,
+) -> EngineLoop:
+    """See `make_loop`, of a pipeline whose loading `began` at that monotonic time."""
+    from service.engine import families
+    from service.engine.pipeline import PipelineModel
+    from service.engine.stepwise import StepwiseModel
+
     family = families.of(loaded) if settings.batching is Batching.CONTINUOUS else None
     if family is None:
         return _window_loop(PipelineModel(loaded), faults, settings, inbox, outgoing, began)

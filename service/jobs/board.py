@@ -32,7 +32,7 @@ from service.storage.database import Database
 log = logging.getLogger("safelight.jobs")
 
 MAX_CRASHES = 2
-SAVE_AGAIN_SECONDS = 1.0
+SAVE_SECONDS = 1.0  # after which it is recorded that a job has started: many have ended by then
 NOT_NOW = Recording()  # of a job that an earlier process recorded
 Judge = Callable[[str, Reason, str], tuple[Reason, str] | None]
 """How a failure ends the jobs of a computation, by its id: reason and detail; None if others are to make them."""
@@ -72,7 +72,7 @@ class Board:
         self._background = Background()
         self._recorder = Recorder(database)
         self._unsaved: dict[str, Job] = {}
-        self._is_saving = False
+        self._saving: asyncio.TimerHandle | None = None
         self._working: frozenset[str] = frozenset()
         self.outlook = Outlook(estimator, self._flights, clock)
 
@@ -330,22 +330,25 @@ class Board:
     def _save_and_publish(self, live: LiveJob) -> None:
         self._publish(live)
         self._unsaved[live.job.id] = live.job
-        if not self._is_saving:
-            self._is_saving = True
-            self._background.spawn(self._save())
+        if self._saving is None:
+            self._save_soon()
+
+    def _save_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._saving = loop.call_later(SAVE_SECONDS, lambda: self._background.spawn(self._save()))
 
     async def _save(self) -> None:
-        """What changes meanwhile is saved afterwards. If the database is away, the record is behind for a while."""
+        """If the database is away, the record is behind for a while."""
+        jobs, self._unsaved = self._unsaved, {}
         try:
-            while self._unsaved:
-                jobs, self._unsaved = self._unsaved, {}
-                try:
-                    await self._database.autocommit(partial(table.mark, changed=list(jobs.values())))
-                except Unavailable:
-                    self._unsaved = {name: job for name, job in jobs.items() if name in self._live} | self._unsaved
-                    await asyncio.sleep(SAVE_AGAIN_SECONDS)
+            if jobs:
+                await self._database.autocommit(partial(table.mark, changed=list(jobs.values())))
+        except Unavailable:
+            self._unsaved = {name: job for name, job in jobs.items() if name in self._live} | self._unsaved
         finally:
-            self._is_saving = False
+            self._saving = None
+            if self._unsaved:
+                self._save_soon()
 
     def _queue_changed(self) -> None:
         self.outlook.changed()
@@ -360,6 +363,8 @@ class Board:
     def stop(self) -> None:
         """Let go of everyone who watches a job that stays unfinished; stop trying to record ends."""
         self._recorder.stop()
+        if self._saving is not None:
+            self._saving.cancel()
         for live in self._live.values():
             if live.timer is not None:
                 live.timer.cancel()

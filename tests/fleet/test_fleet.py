@@ -109,7 +109,7 @@ def test_a_job_that_waits_too_long_expires(apis: Pair) -> None:
     first, second = apis
     with first.held():
         running = first.start(**LONG)
-        job = second.generate(timeout_s=1, num_inference_steps=1, cache=False)
+        job = second.generate(timeout_s=4, num_inference_steps=1, cache=False)  # the other one would take two
         assert first.await_status(job["job_id"], "expired")["error"]
     first.client.delete(f"/jobs/{running['job_id']}")
 

@@ -36,7 +36,7 @@ def test_a_fleet_is_seen(fleet: Prometheus) -> None:
     jobs = ["alertmanager", "api", "inbox", "prometheus", "worker", "worker"]
     until(lambda: sorted(each["metric"]["job"] for each in fleet.query("up == 1")) == jobs, PATIENCE, "all targets")
     assert without_data(fleet, queries | OF_FLEETS) == set()
-    found = [rule for group in fleet.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+    found = fleet.evaluated_rules(PATIENCE)
     assert [(each["name"], each.get("lastError")) for each in found if each["health"] != "ok"] == []
     firing = {each["metric"]["alertname"] for each in fleet.query('ALERTS{alertstate="firing"}')}
     assert not firing & {alert.name for alert in alerts(fleet_alerts.groups())}

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from observability.gameday.stack import Stack, running
+from observability.gameday.stack import Stack, running, until
 from observability.generate.timing import Timing
 from tests.stack.traffic import POISON, flowing
 
@@ -39,6 +39,16 @@ class Prometheus:
         answer = self._client.get(path)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
+
+    def evaluated_rules(self, patience: float) -> list[dict[str, Any]]:
+        """All rules, once each has been evaluated: that begins at another moment for each of their groups."""
+
+        def found() -> list[dict[str, Any]]:
+            rules = [rule for group in self.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+            return [] if "unknown" in {each["health"] for each in rules} else rules
+
+        rules: list[dict[str, Any]] = until(found, patience, "the first evaluation of all rules")
+        return rules
 
 
 @pytest.fixture(scope="package")  # it ends before another package has a stack of its own

@@ -39,7 +39,7 @@ def test_all_targets_are_up(prometheus: Prometheus) -> None:
 
 def test_no_rule_has_an_error(prometheus: Prometheus) -> None:
     """Prometheus has evaluated all of them."""
-    found = [rule for group in prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+    found = prometheus.evaluated_rules(PATIENCE)
     assert len(found) == len(RULES)
     assert [(each["name"], each.get("lastError")) for each in found if each["health"] != "ok"] == []
 

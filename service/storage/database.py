@@ -10,9 +10,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from service.errors import StartupError
 from service.storage import sqlite
+from service.storage.away import telling_that_it_is_away
 from service.storage.schema import prepare
 from service.storage.server import Server
-from service.storage.transactions import in_transaction
 
 T = TypeVar("T")
 
@@ -77,7 +77,8 @@ class Database:
 
     def run_here(self, work: Callable[[Connection], T]) -> T:
         """`run` in the calling thread."""
-        return in_transaction(self._engine, work)
+        with telling_that_it_is_away(), self._engine.begin() as connection:
+            return work(connection)
 
     async def stop(self) -> None:
         """Wait for running transactions and close every connection."""

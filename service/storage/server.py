@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from service.storage.transactions import telling_that_it_is_away
+from service.storage.away import telling_that_it_is_away
 
 log = logging.getLogger("safelight.database")
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, event
 
 from service.errors import Unavailable
-from service.storage.transactions import telling_that_it_is_away
+from service.storage.away import telling_that_it_is_away
 
 TOGETHER = 64  # pieces of work in one transaction, at most
 

@@ -66,10 +66,10 @@ class BarePipeline:
         self._pipe.disable_attention_slicing()
         self._pipe.unet.set_attn_processor(AttnProcessor2_0() if how == "fused" else AttnProcessor())
 
-    def images(self, requests: Sequence[Request], **options: Any) -> list[Any]:
-        """One call for `requests`, which share steps and guidance."""
+    def images(self, requests: Sequence[Request], is_inference: bool = True, **options: Any) -> list[Any]:
+        """One call for `requests`, which share steps and guidance; in PyTorch's inference mode, or as users call it."""
         first = requests[0]
-        with self._torch.inference_mode():
+        with self._torch.inference_mode(is_inference):
             output = self._pipe(
                 [each.prompt for each in requests],
                 num_inference_steps=first.steps,
@@ -86,10 +86,10 @@ class BarePipeline:
         self.images([request])[0].save(buffer, "PNG")
         return buffer.getvalue()
 
-    def image(self, request: Request) -> tuple[Any, float]:
+    def image(self, request: Request, is_inference: bool = True) -> tuple[Any, float]:
         """One picture, and the seconds of the call."""
         began = time.monotonic()
-        image = self.images([request])[0]
+        image = self.images([request], is_inference)[0]
         return image, time.monotonic() - began
 
     def seconds(self, batch: int, pictures: int, steps: int) -> float:

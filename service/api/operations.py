@@ -78,7 +78,7 @@ async def model(services: ServicesDep) -> ModelView:
         supports_negative_prompt=info.supports_negative_prompt,
         batching=ready.batching,
         max_batch=profile.max_batch,
-        extra_seconds=profile.extra_seconds,
+        extra_seconds=profile.beside_steps(info.default_size),
         profile=[ProfileView.of(profile, curve) for curve in profile.curves],
     )
 

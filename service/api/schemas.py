@@ -253,7 +253,7 @@ class ModelView(BaseModel):
     supports_negative_prompt: bool
     batching: Batching
     max_batch: int
-    extra_seconds: float  # of a picture, beside its steps
+    extra_seconds: float  # of a picture of the default size, beside its steps
     profile: list[ProfileView]
 
 

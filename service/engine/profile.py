@@ -40,7 +40,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Profile:
-    """Curves of some sizes. `extra_seconds` is what a picture costs beside its steps: text encoding and decoding.
+    """Curves of some sizes. `extra_seconds` is what a picture of the first costs beside its steps: text encoding and
+    decoding.
 
     `slots` are an operator's own caps, which go before what the curves say; `max_batch` bounds both.
     """
@@ -55,6 +56,10 @@ class Profile:
         """Seconds of one step of `rows` rows of the model; for a size without a curve, scaled by pixels."""
         curve, scale = self._nearest(size)
         return curve.seconds(rows / self.rows_per_guided * scale)
+
+    def beside_steps(self, size: Size) -> float:
+        """Seconds that a picture costs beside its steps, by its pixels."""
+        return self.extra_seconds * _pixels(size) / _pixels(self.curves[0].size)
 
     def peak_bytes(self, size: Size, rows: float) -> int | None:
         """Device memory at the peak of a step: that of the smallest measured batch that has as many pixels."""
@@ -74,8 +79,7 @@ class Profile:
     def decoded_together(self, size: Size) -> int:
         """Pictures whose decoding takes about as long as a step of a full batch."""
         step = self.step_seconds(size, self.cap(size) * self.rows_per_guided)
-        scale = self._nearest(size)[1]
-        return min(self.max_batch, max(1, int(step / max(self.extra_seconds * scale, 1e-9))))
+        return min(self.max_batch, max(1, int(step / max(self.beside_steps(size), 1e-9))))
 
     def _knee(self, size: Size) -> int:
         curve, scale = self._nearest(size)
@@ -88,7 +92,11 @@ class Profile:
         """The curve of the size nearest in pixels, and how many times more pixels `size` has."""
 
         def ratio(curve: Curve) -> float:
-            return (size[0] * size[1]) / (curve.size[0] * curve.size[1])
+            return _pixels(size) / _pixels(curve.size)
 
         nearest = min(self.curves, key=lambda curve: abs(math.log(ratio(curve))))
         return nearest, ratio(nearest)
+
+
+def _pixels(size: Size) -> int:
+    return size[0] * size[1]

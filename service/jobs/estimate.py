@@ -100,7 +100,7 @@ class Estimator:
             return None
         profile = self._ready.profile
         step = profile.step_seconds(params.size, self._ready.info.rows(params))
-        seconds = params.num_inference_steps * step + profile.extra_seconds
+        seconds = params.num_inference_steps * step + profile.beside_steps(params.size)
         return seconds * min(self._faded(now), 1.0)
 
     def alone(self, flight: Flight) -> float:
@@ -114,7 +114,7 @@ class Estimator:
         if kind not in self._alone:
             self._alone[kind] = max(profile.step_seconds(*kind), profile.picture_step_seconds(*kind))
         left = params.total_steps - flight.steps_done
-        return left * self._alone[kind] + params.num_images * profile.extra_seconds
+        return left * self._alone[kind] + params.num_images * profile.beside_steps(params.size)
 
     def at_most(self, flights: Iterable[Flight], now: float) -> float:
         """Seconds within which all `flights` are done, whatever the order; infinite without a profile."""
@@ -163,11 +163,11 @@ class Estimator:
             batches = [rows for rows in running.values() if rows]
             steps = min(each.steps_left for rows in batches for each in rows)
             elapsed += steps * sum(self._step_seconds(rows) for rows in batches)
-            for rows in batches:
+            for size, rows in running.items():
                 for each in rows:
                     each.steps_left -= steps
                     if each.steps_left <= NEARLY_NONE:
-                        elapsed += self._ready.profile.extra_seconds
+                        elapsed += self._ready.profile.beside_steps(size)
                         done[each.flight_id] = elapsed
                 rows[:] = [each for each in rows if each.steps_left > NEARLY_NONE]
         return done

@@ -1,5 +1,6 @@
 """When a job will be done: the queue, played forward by the profile."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -57,6 +58,18 @@ def test_one_picture_alone_is_as_long_as_the_forecast_says() -> None:
         expected = made.forecast([lone], now=0.0).seconds["a"]
         assert made.seconds_alone(lone.params, now=0.0) == pytest.approx(expected)
     assert Estimator().seconds_alone(lone.params, now=0.0) is None
+
+
+def test_what_a_picture_costs_beside_its_steps_is_that_of_its_size() -> None:
+    """Four times the pixels: alone, in the forecast, and in the bound."""
+    made = Estimator()
+    slow = replace(profile(4), extra_seconds=0.5)
+    made.ready(Ready(INFO, Batching.CONTINUOUS, slow, load_seconds=0.0, warmup_seconds=0.0))
+    large = flight("a", num_inference_steps=4, width=128, height=128)
+    expected = 4 * slow.step_seconds((128, 128), 2) + 4 * 0.5
+    assert made.forecast([large], now=0.0).seconds["a"] == pytest.approx(expected)
+    assert made.seconds_alone(large.params, now=0.0) == pytest.approx(expected)
+    assert made.at_most([large], now=0.0) >= expected
 
 
 def test_those_that_share_steps_do_not_wait_for_one_another() -> None:

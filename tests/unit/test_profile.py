@@ -55,6 +55,14 @@ def test_other_sizes_are_scaled_by_pixels() -> None:
     assert curve.cap((64, 64)) == 8
 
 
+def test_what_a_picture_costs_beside_its_steps_is_by_pixels_too() -> None:
+    """Of the size that it was measured at, whichever curve is the nearest: two sizes differ by their pixels."""
+    both = replace(profile(KNEE_AT_FOUR), curves=(*profile(KNEE_AT_FOUR).curves, Curve((256, 256), (Point(1, 0.2),))))
+    assert both.beside_steps((128, 128)) == pytest.approx(0.1)
+    assert both.beside_steps((256, 256)) == pytest.approx(0.4)
+    assert both.beside_steps((64, 128)) == pytest.approx(0.05)
+
+
 def test_what_did_not_fit_is_not_given_slots() -> None:
     """Memory ended the measurement at four pictures: no more of that size, fewer of a larger one."""
     short = profile({1: 0.05, 2: 0.05, 4: 0.05}, is_whole=False)

@@ -98,7 +98,10 @@ def repeat(model: str) -> Figures:
         _many(target, source.choices(favourites, weights, k=REPEATED), REPEAT_CLIENTS)
         made = (Told(target).total("safelight_steps_total") - before.total("safelight_steps_total")) / REPEATED_STEPS
         _many(target, favourites, REPEAT_CLIENTS)
-        ours, theirs = cores = sorted(os.sched_getaffinity(0))[:2]
+        cores = os.sched_getaffinity(0)
+        if len(cores) < 2:
+            raise RuntimeError("one core for the service and one for its clients are needed")
+        ours, theirs, *_ = sorted(cores)
         for thread in Path(f"/proc/{target.pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {ours})
         os.sched_setaffinity(0, {theirs})

@@ -23,6 +23,7 @@ from benchmarks.traffic import Request
 
 CLIENT_SECONDS = 660.0  # more than the service holds an answer
 LEAD_SECONDS = 0.1  # between making the clients of a block and its time 0
+START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 PNG = b"\x89PNG"
 
@@ -88,15 +89,20 @@ def service(model: str, settings: Mapping[str, object], module: str = "service")
             yield _when_ready(process, log)
         finally:
             process.terminate()
-            process.wait(STOP_SECONDS)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
 
 
 def _when_ready(process: subprocess.Popen[bytes], log: Path) -> Service:
+    deadline = time.monotonic() + START_SECONDS
     while not (found := re.search(r"listens on http://([\d.]+):(\d+)", log.read_text())):
-        _check_alive(process, log)
+        _check_alive(process, log, deadline)
     started = Service(found[1], int(found[2]), process.pid, log)
     while True:
-        _check_alive(process, log)
+        _check_alive(process, log, deadline)
         try:
             started.get("/health/ready")
         except (OSError, RuntimeError):
@@ -104,8 +110,8 @@ def _when_ready(process: subprocess.Popen[bytes], log: Path) -> Service:
         return started
 
 
-def _check_alive(process: subprocess.Popen[bytes], log: Path) -> None:
-    if process.poll() is not None:
+def _check_alive(process: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
+    if process.poll() is not None or time.monotonic() > deadline:
         raise SystemExit(log.read_text())
     time.sleep(0.1)
 

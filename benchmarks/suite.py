@@ -20,12 +20,12 @@ from benchmarks.peers import report
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environment import requirements
 from benchmarks.peers.results import Results
-from benchmarks.peers.runner import PARTS, Runner, parts_of, seconds_of
+from benchmarks.peers.runner import MIXED, OWN_LOAD, PARTS, SATURATED, Runner, parts_of, seconds_of
 from service.engine.torch_setup import describe_machine
 
 RESULTS, PLOT = Path("benchmarks/RESULTS.md"), Path("benchmarks/plots/peers.png")
 EMBEDDED = "models/tiny"
-QUICK_PEERS = ("window", "litserve", "mosec")
+QUICK_PEERS = ("window", "mosec")
 QUICK_PARTS = ("idle", "uniform", "mixed saturated", "mixed")
 SETTINGS = ("model", "seed", "quick", "scale_time", "device")
 PACKAGES = ("safelight", "torch", "diffusers", "transformers", "numpy")
@@ -36,18 +36,20 @@ ALONE_SECONDS = 60.0
 def start_results(arguments: argparse.Namespace) -> Results:
     """Empty results, or with --resume those that are there."""
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    results = Results(settings)
+    machine = f"{describe_machine(torch.device(arguments.device))}; {platform.platform()}"
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions["python"] = platform.python_version()
+    for environment in (*dict.fromkeys(each.environment for each in PEERS.values()), "locust"):
+        versions |= dict(line.split("==") for line in requirements(environment).read_text().split())
+    results = Results(settings, machine, versions)
     if arguments.json.exists():
         if not arguments.resume:
             raise SystemExit(f"{arguments.json} is there: give --resume to go on with it, or take it away")
-        results = Results.read(arguments.json)
-        if results.settings != settings:
-            raise SystemExit(f"{arguments.json} was made with {results.settings}, not {settings}")
-    results.machine = f"{describe_machine(torch.device(arguments.device))}; {platform.platform()}"
-    results.versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    results.versions["python"] = platform.python_version()
-    for environment in (*dict.fromkeys(each.environment for each in PEERS.values()), "locust"):
-        results.versions |= dict(line.split("==") for line in requirements(environment).read_text().split())
+        begun = Results.read(arguments.json)
+        for name in ("settings", "machine", "versions"):
+            if getattr(begun, name) != getattr(results, name):
+                raise SystemExit(f"{arguments.json} was made with other {name}: {getattr(begun, name)}")
+        return begun
     return results
 
 
@@ -73,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", dest="parts", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--alone", action="append", choices=[*alone.WORKLOADS, "none"], help="this workload; or none")
     parser.add_argument("--quick", action="store_true", help="the core, in ten minutes")
-    parser.add_argument("--scale-time", type=float, default=0.25, help="by which the published scenarios are shorter")
+    parser.add_argument("--scale-time", type=float, default=0.42, help="by which the published scenarios are shorter")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="file of the results")
     parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote that file")
     parser.add_argument("--report", action="store_true", help="measure nothing: only tell what is in that file")
@@ -81,6 +83,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.peers = arguments.peers or list(QUICK_PEERS if arguments.quick else PEERS)
     arguments.parts = arguments.parts or list(QUICK_PARTS if arguments.quick else PARTS)
+    if {MIXED, OWN_LOAD} & set(arguments.parts) and SATURATED not in arguments.parts:
+        parser.error(f"--part {MIXED!r} needs --part {SATURATED!r}, which says what a peer can carry")
     chosen = arguments.alone or (["none"] if arguments.quick else list(alone.WORKLOADS))
     arguments.alone = [each for each in chosen if each != "none"]
     arguments.has_colours = arguments.model == EMBEDDED

@@ -90,7 +90,10 @@ def markdown(results: Results) -> str:
         rates = ", ".join(f"{case} {np.mean(found):.2f}" for case, found in results.limits.items())
         lines.append(f"The limit, pictures a second of the bare pipeline in a loop by batch size: {rates}.\n")
     for peer, why in results.not_run.items():
-        lines.append(f"{TITLES[peer]} could not run, or not all of it: {why}.\n")
+        lines.append(f"{TITLES.get(peer, peer)} could not run, or not all of it: {why}.\n")
+    if results.encode_seconds:
+        told = ", ".join(f"{seconds * 1e3:.1f}" for seconds in results.encode_seconds.values())
+        lines.append(f"Encoding a picture of the idle Safelight, ms, beside each peer: {told}.\n")
     for name, figures in results.alone.items():
         lines.append(
             f"Safelight alone, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) + ".\n"

@@ -57,6 +57,11 @@ class Measured:
         """Right answers a second."""
         return (self.requests - self.failures) / self.seconds
 
+    @property
+    def is_rival(self) -> bool:
+        """Whether it made pictures, and no more than `SPOILT` of its answers are failures."""
+        return bool(self.latencies) and self.failures <= SPOILT * self.requests
+
     def figure(self, name: str) -> float | None:
         """`throughput`, or a percentile of the latencies as `p50`; None where there are too few to speak of it."""
         if name == "throughput":
@@ -109,9 +114,9 @@ class Bar:
 class Results:
     """All that was measured on `machine` with `versions`.
 
-    `not_run` says of a peer why. `limits` are pictures a second of the bare pipeline by batch size, with weights as the
-    engine orders them (`raw 8`) and as diffusers does (`plain 8`); `curve` is its; `alone` are figures of what only
-    Safelight was asked for.
+    `not_run` says of a peer or of a workload why. `limits` are pictures a second of the bare pipeline by batch size,
+    with weights as the engine orders them (`raw 8`) and as diffusers does (`plain 8`); `curve` is its; `alone` are
+    figures of what only Safelight was asked for.
     """
 
     settings: dict[str, Any]
@@ -124,6 +129,9 @@ class Results:
     window_rate: float = 0.0  # pictures a second of mixed traffic that Safelight's `window` mode makes when saturated
     saturated: dict[str, str] = field(default_factory=dict)  # peers that cannot carry mixed traffic, and why
     alone: dict[str, dict[str, float]] = field(default_factory=dict)
+    encode_seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # of a picture of the idle Safelight beside each peer
     not_run: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -177,16 +185,17 @@ class Results:
         """
         found = []
         for theirs, ours in self.pairs(part):
-            if theirs.target not in peers or theirs.failures > SPOILT * theirs.requests:
+            if theirs.target not in peers or not theirs.is_rival:
                 continue
             if ours.failures:
                 return Bar(name, 0.0, bar, why=f"{ours.failures:.0f} of Safelight's requests failed")
             values = ours.figure(figure), theirs.figure(figure)
-            if None not in values:
-                mine, yours = cast(tuple[float, float], values)
-                found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
+            if None in values:
+                return Bar(name, None, bar, why=f"fewer than {P99_LEAST} samples beside {theirs.target}")
+            mine, yours = cast(tuple[float, float], values)
+            found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
         if not found:
-            return Bar(name, None, bar, why="no peer carries it, or samples are too few")
+            return Bar(name, None, bar, why="no peer carries it")
         least, peer = min(found)
         return Bar(f"{name} ({peer})", least, bar)
 
@@ -212,10 +221,13 @@ class Results:
         over, gains = [], []
         for theirs, ours in self.pairs("idle"):
             bare = self.blocks("idle")[theirs.beside, "bare"]
-            over.append(statistics.median(ours.latencies) - statistics.median(bare.latencies))
-            gains.append((statistics.median(theirs.latencies) - statistics.median(ours.latencies), theirs.target))
-        encode = self.alone.get("idle", {}).get("encode_seconds", 0.0)
-        yield Bar(name, statistics.median(over) - encode if over else None, 0.005, most=True)
+            encode = self.encode_seconds[theirs.beside]
+            over.append(statistics.median(ours.latencies) - statistics.median(bare.latencies) - encode)
+            if theirs.is_rival:
+                gains.append((statistics.median(theirs.latencies) - statistics.median(ours.latencies), theirs.target))
+        failed = sum(ours.failures for _, ours in self.pairs("idle"))
+        why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
+        yield Bar(name, statistics.median(over) if over else None, 0.005, most=True, why=why)
         least, peer = min(gains, default=(None, "none"))
         yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS)
 
@@ -234,4 +246,4 @@ class Results:
             ("crowd", "6. 1,000 clients: GiB", "memory_gib", 1.5, True),
             ("aborts", "7. abort storm: share of aborted requests' steps not run", "not_run", 0.9, False),
         ):
-            yield Bar(name, self.alone.get(part, {}).get(figure), bar, most)
+            yield Bar(name, self.alone.get(part, {}).get(figure), bar, most, why=self.not_run.get(part, ""))

@@ -1,17 +1,18 @@
 """The comparison itself: peer after peer does each part of the work, and Safelight the same beside it.
 
-  idle             one client, one request after the other, five each in turns, the bare pipeline too
+  idle             one client, one request after the other, five each in turns; the bare pipeline beside idle Safelight
   uniform          16 closed-loop clients, 20 steps; then the bare pipeline, whose rate is the limit
   mixed saturated  16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5
   mixed            the same, open loop: seeded Poisson arrivals at 0.7 of what Safelight's `window` mode makes of them
   mixed, its own load   the same, for a peer that cannot carry that, at 0.7 of what it makes itself
-  one user, eight users   the published experiment's scenarios, by Locust
+  one user, eight users   the published experiment's scenarios, by Locust, with the servers that it had
 
-A part is done in blocks: peer, Safelight, Safelight, peer.
+A part is done in blocks: peer, Safelight, Safelight, peer. Who fails ends its own turn and not the run.
 """
 
 import argparse
 import statistics
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -39,12 +40,14 @@ RAW_BATCHES = (1, 2, 4, 8)
 CURVE_ROUNDS = 2
 IDLE_BLOCK = 5
 WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES["uniform"], 16))  # BentoML learns from its first dozen batches
-MIXED, OWN_LOAD = "mixed", "mixed, its own load"
-PARTS = ("idle", "uniform", "mixed saturated", MIXED, OWN_LOAD, *published.SCENARIOS)
-FULL = {"idle": 40, "uniform": 192, "mixed saturated": 192, MIXED: 300, OWN_LOAD: 300}
-QUICK = {"idle": 10, "uniform": 64, "mixed saturated": 64, MIXED: 60, OWN_LOAD: 60}
+SATURATED, MIXED, OWN_LOAD = "mixed saturated", "mixed", "mixed, its own load"
+PARTS = ("idle", "uniform", SATURATED, MIXED, OWN_LOAD, *published.SCENARIOS)
+FULL = {"idle": 30, "uniform": 192, SATURATED: 192, MIXED: 300, OWN_LOAD: 120}
+QUICK = {"idle": 10, "uniform": 64, SATURATED: 64, MIXED: 60, OWN_LOAD: 60}
 ALL_PARTS_OF = {"plain-sync"}  # of the plain endpoints; the others are there for the published scenarios
-FAILURES = (CannotServe, psutil.Error, OSError, RuntimeError, SystemExit)
+PUBLISHED = {*PLAIN, "window"}
+FAILURES = (CannotServe, psutil.Error, subprocess.SubprocessError, OSError, EOFError, RuntimeError, SystemExit)
+REASON_LENGTH = 500
 
 
 class Runner:
@@ -59,19 +62,34 @@ class Runner:
     def run(self) -> Iterator[str]:
         """Everything; yield what came out as it comes."""
         if set(published.SCENARIOS) & set(self._arguments.parts):
-            prepare("locust")
+            try:
+                prepare("locust")
+            except CannotServe as error:
+                yield f"no published scenarios: {error}"
+                self._arguments.parts = [part for part in self._arguments.parts if part not in published.SCENARIOS]
         if MIXED in self._arguments.parts and not self._results.window_rate:
             yield self._window()
         for name in self._arguments.peers:
             yield from self._turn(PEERS[name])
         for name in self._arguments.alone:
             if name not in self._results.alone:
-                self._results.alone[name] = alone.WORKLOADS[name](self._arguments.model)
-                yield f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in self._results.alone[name].items())
+                yield self._alone(name)
 
     def _requests(self, part: str) -> list[Request]:
         mix = MIXES["mixed" if part.startswith("mixed") else "uniform"]
         return all_at_once(mix, self._counts[part] // len(mix.kinds()), f"{self._seed} {part}")
+
+    def _alone(self, name: str) -> str:
+        self._results.not_run.pop(name, None)
+        try:
+            figures = self._results.alone[name] = alone.WORKLOADS[name](self._arguments.model)
+        except FAILURES as error:
+            return self._failed(name, error)
+        return f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+
+    def _failed(self, name: str, error: BaseException) -> str:
+        self._results.not_run[name] = f"{type(error).__name__}: {error}"[-REASON_LENGTH:]
+        return f"{name}: {self._results.not_run[name]}"
 
     def _window(self) -> str:
         """The rate of which open-loop loads are a share."""
@@ -79,12 +97,14 @@ class Runner:
             served = endpoint(SAFELIGHT, target)
             _warm(served)
             with Meter(target.pid) as meter:
-                answers = closed(CLIENTS)(served, self._requests("mixed saturated"))
+                answers = closed(CLIENTS)(served, self._requests(SATURATED))
         self._results.window_rate = sum(not each.error for each in answers) / meter.seconds
         return f"window mode makes {self._results.window_rate:.2f} pictures/s of mixed traffic"
 
     def _settings(self, batching: Batching = Batching.CONTINUOUS) -> dict[str, object]:
-        return {"batching": batching, "queue_limit": 10_000, "device": self._arguments.device}
+        device = self._arguments.device
+        dtype = "float32" if device == "cpu" else "auto"
+        return {"batching": batching, "queue_limit": 10_000, "device": device, "dtype": dtype}
 
     def _turn(self, peer: Peer) -> Iterator[str]:
         parts = [part for part in parts_of(peer.name, self._arguments.parts) if not self._is_done(part, peer)]
@@ -106,8 +126,7 @@ class Runner:
                     if not self._is_done(part, peer):  # by the part before it
                         yield from self._part(part, pair)
         except FAILURES as error:
-            self._results.not_run[peer.name] = f"{type(error).__name__}: {error}"
-            yield f"{peer.name}: {self._results.not_run[peer.name]}"
+            yield self._failed(peer.name, error)
 
     def _is_done(self, part: str, peer: Peer) -> bool:
         if part == OWN_LOAD and self._results.of(MIXED, peer.name):
@@ -123,9 +142,10 @@ class Runner:
             blocks = self._open(part, pair)
         else:
             blocks = self._blocks(part, pair, closed(CLIENTS), self._requests(part))
+        limit = self._limit(pair.bare) if part == "uniform" else None
         self._results.measured += blocks  # all or none, so that a run that goes on does not lack some
-        if part == "uniform":
-            yield self._limit(pair.bare)
+        if limit:
+            yield limit
         for target in dict.fromkeys(each.target for each in blocks):
             yield report.line(self._results.blocks(part)[pair.name, target])
         if part == MIXED and not blocks:
@@ -143,6 +163,7 @@ class Runner:
         ):
             with pair.only(each) as meter:
                 answers = work(each, share)
+            _check(each, answers)
             found.append(self._measured(part, pair, each, meter, answers, self._looks(answers), rate))
         return found
 
@@ -181,23 +202,25 @@ class Runner:
         found, encode = [], []
         for number, first in enumerate(range(0, len(requests), IDLE_BLOCK)):
             some = requests[first : first + IDLE_BLOCK]
-            _, *bare = [pair.bare.seconds(1, 1, steps) for _ in (None, *some)]
-            found.append(Measured("idle", "bare", pair.name, sum(bare), bare, {}))
             for each in pair.endpoints if number % 2 else reversed(pair.endpoints):
                 with pair.only(each):
+                    if each.peer is SAFELIGHT:
+                        _, *bare = [pair.bare.seconds(1, 1, steps) for _ in (None, *some)]
+                        found.append(Measured("idle", "bare", pair.name, sum(bare), bare, {}))
                     in_turn(each, some[:1])
                     before = Told(pair.ours) if each.peer is SAFELIGHT else None
                     with Meter(each.pid) as meter:
                         answers = in_turn(each, some)
+                    _check(each, answers)
                     if before is not None:
                         encode.append(Told(pair.ours).stages_since(before)["image_encode"])
                 found.append(self._measured("idle", pair, each, meter, answers, self._looks(answers)))
-        self._results.alone.setdefault("idle", {})["encode_seconds"] = statistics.median(encode)
+        self._results.encode_seconds[pair.name] = statistics.median(encode)
         return found
 
     def _limit(self, bare: BareProcess) -> str:
         """The bare pipeline in a loop, at every batch size."""
-        count, steps, slots = self._counts["uniform"] // 4, MIXES["uniform"].steps[0], self._results.slots
+        count, steps, slots = self._counts["uniform"] // 6, MIXES["uniform"].steps[0], self._results.slots
         rates = {f"raw {batch}": count / bare.seconds(batch, count, steps) for batch in sorted({*RAW_BATCHES, slots})}
         bare.use_channels_last(False)
         rates[f"plain {slots}"] = count / bare.seconds(slots, count, steps)
@@ -208,7 +231,7 @@ class Runner:
 
     def _open(self, part: str, pair: Pair) -> list[Measured]:
         """Peer and Safelight, and what an ideal engine makes of the same requests by the bare pipeline's times."""
-        carried = self._results.blocks("mixed saturated")[pair.name, pair.name].throughput
+        carried = self._results.blocks(SATURATED)[pair.name, pair.name].throughput
         rate = LOAD * (self._results.window_rate if part == MIXED else carried)
         if carried < rate:
             why = f"{rate:.2f} requests/s would come, and it makes {carried:.2f} pictures/s at most"
@@ -239,18 +262,24 @@ class Runner:
 
 def _warm(target: Endpoint) -> None:
     for mix, count in WARM:
-        closed(CLIENTS)(target, all_at_once(mix, count, "warm"))
+        _check(target, closed(CLIENTS)(target, all_at_once(mix, count, "warm")))
+
+
+def _check(target: Endpoint, answers: Sequence[Answer]) -> None:
+    """Raises `CannotServe` where no answer is a picture."""
+    if all(each.error for each in answers):
+        raise CannotServe(f"{target.peer.name} makes no picture: {answers[0].error}")
 
 
 def seconds_of(part: str, arguments: argparse.Namespace) -> float:
     """About how long a part takes of a peer and of Safelight, on two cores and with the embedded model."""
     if part in published.SCENARIOS:
         return 2 * published.SCENARIOS[part].scaled(arguments.scale_time).seconds + 10
-    each = {"idle": 2.5, "uniform": 0.65, "mixed saturated": 0.6, MIXED: 0.8, OWN_LOAD: 0.2}[part]  # few do the last
+    each = {"idle": 2.5, "uniform": 0.75, SATURATED: 0.6, MIXED: 0.8, OWN_LOAD: 0.5}[part]  # few do the last
     return (QUICK if arguments.quick else FULL)[part] * each
 
 
 def parts_of(peer: str, parts: Sequence[str]) -> list[str]:
     """Those of the parts that the peer does."""
     is_extra = peer in PLAIN and peer not in ALL_PARTS_OF
-    return [part for part in parts if part in published.SCENARIOS or not is_extra]
+    return [part for part in parts if (peer in PUBLISHED if part in published.SCENARIOS else not is_extra)]

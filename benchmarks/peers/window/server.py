@@ -1,4 +1,4 @@
-"""The published micro-batching: requests gather until a batch is full or the first of them has waited long enough."""
+"""The published micro-batching: a batch gathers until it is full, or so long after its first request was taken up."""
 
 import asyncio
 import os

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import alone
+from benchmarks import alone, large
 from benchmarks.peers import report
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environment import requirements
@@ -25,6 +25,7 @@ from service.engine.torch_setup import describe_machine
 
 RESULTS, PLOT = Path("benchmarks/RESULTS.md"), Path("benchmarks/plots/peers.png")
 EMBEDDED = "models/tiny"
+MADE = Path("build/models")
 QUICK_PEERS = ("window", "mosec")
 QUICK_PARTS = ("idle", "uniform", "mixed saturated", "mixed")
 SETTINGS = ("model", "seed", "quick", "scale_time", "device")
@@ -68,7 +69,9 @@ def plan(arguments: argparse.Namespace) -> str:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=EMBEDDED, help="diffusers folder")
+    parser.add_argument(
+        "--model", default=EMBEDDED, help=f"diffusers folder, or one that is made: {', '.join(large.MAKERS)}"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of all")
     parser.add_argument("--seed", type=int, default=0, help="of the traffic")
     parser.add_argument("--only", dest="peers", action="append", choices=list(PEERS), help="this peer; may be repeated")
@@ -85,10 +88,18 @@ def parse() -> argparse.Namespace:
     arguments.parts = arguments.parts or list(QUICK_PARTS if arguments.quick else PARTS)
     if {MIXED, OWN_LOAD} & set(arguments.parts) and SATURATED not in arguments.parts:
         parser.error(f"--part {MIXED!r} needs --part {SATURATED!r}, which says what a peer can carry")
-    chosen = arguments.alone or (["none"] if arguments.quick else list(alone.WORKLOADS))
+    is_core = arguments.quick or arguments.device != "cpu"  # the others are made for the embedded model
+    chosen = arguments.alone or (["none"] if is_core else list(alone.WORKLOADS))
     arguments.alone = [each for each in chosen if each != "none"]
     arguments.has_colours = arguments.model == EMBEDDED
     return arguments
+
+
+def _made(name: str, device: str) -> str:
+    folder = MADE / name
+    if not (folder / "model_index.json").exists():
+        large.save(name, folder, device)
+    return str(folder)
 
 
 def main() -> None:
@@ -99,6 +110,8 @@ def main() -> None:
         results = Results.read(arguments.json)
     else:
         results = start_results(arguments)
+        if arguments.model in large.MAKERS:
+            arguments.model = _made(arguments.model, arguments.device)
         print(plan(arguments), file=sys.stderr)
         began = time.monotonic()
         for told in Runner(arguments, results).run():

@@ -15,6 +15,7 @@ from benchmarks.curve import Sample
 from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT
 
 P99_LEAST = 300  # samples
+PUBLISHED = {"cpu": (1.4, 1.4), "cuda": (3.6, 4.0)}  # throughput and p99 of eight users
 SPOILT = 0.01
 EQUAL = 0.98
 EQUAL_SECONDS = 0.002
@@ -183,7 +184,7 @@ class Results:
 
         A peer of whose answers more than `SPOILT` are failures is no rival; a failure of Safelight's misses the bar.
         """
-        found = []
+        found, enough, lacking = [], [], []
         for theirs, ours in self.pairs(part):
             if theirs.target not in peers or not theirs.is_rival:
                 continue
@@ -191,11 +192,15 @@ class Results:
                 return Bar(name, 0.0, bar, why=f"{ours.failures:.0f} of Safelight's requests failed")
             values = ours.figure(figure), theirs.figure(figure)
             if None in values:
-                return Bar(name, None, bar, why=f"fewer than {P99_LEAST} samples beside {theirs.target}")
+                lacking.append(theirs.throughput / ours.throughput)
+                continue
             mine, yours = cast(tuple[float, float], values)
             found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
-        if not found:
+            enough.append(theirs.throughput / ours.throughput)
+        if not found and not lacking:
             return Bar(name, None, bar, why="no peer carries it")
+        if max(lacking, default=0.0) > max(enough, default=0.0):  # the best may be among them
+            return Bar(name, None, bar, why=f"fewer than {P99_LEAST} samples")
         least, peer = min(found)
         return Bar(f"{name} ({peer})", least, bar)
 
@@ -232,9 +237,12 @@ class Results:
         yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS)
 
     def _published(self) -> Iterator[Bar]:
-        for figure, what in (("throughput", "requests a second over"), ("p99", "p99 below")):
+        bars = PUBLISHED[self.settings.get("device", "cpu")]
+        for (figure, what), bar in zip(
+            (("throughput", "requests a second over"), ("p99", "p99 below")), bars, strict=True
+        ):
             name = f"4. published scenario of 8 users: {what} the best plain endpoint's"
-            yield self._against(name, "eight users", figure, 1.4, PLAIN)
+            yield self._against(name, "eight users", figure, bar, PLAIN)
 
     def _alone(self) -> Iterator[Bar]:
         for part, name, figure, bar, most in (

@@ -1,14 +1,19 @@
 """What the comparison with peers says of figures, and where it writes them."""
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.peers import report
+from benchmarks import alone
+from benchmarks.peers import report, runner
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
+from benchmarks.peers.environment import CannotServe
+from benchmarks.peers.load import Answer, Endpoint, closed
 from benchmarks.peers.results import OURS, Measured, Results
-from benchmarks.traffic import MIXES, all_at_once
+from benchmarks.traffic import MIXES, Request, all_at_once
 
 SETTINGS = {"model": "tiny", "seed": 0, "quick": False, "scale_time": 0.4}
 
@@ -65,6 +70,33 @@ def test_few_samples_have_no_p99() -> None:
     assert measured("mixed", "mosec", "mosec", 1.0, 1.0, count=300).figure("p99") == 1.0
 
 
+def test_a_rival_with_too_few_samples_leaves_a_bar_open() -> None:
+    """Unless another makes more pictures."""
+    p99 = "4. published scenario of 8 users: p99 below the best plain endpoint's"
+    ours = measured("eight users", OURS, "", 100.0, 1.0, count=900)
+    slow = [
+        measured("eight users", "plain-sync", "plain-sync", 100.0, 1.0, count=299),
+        replace(ours, beside="plain-sync"),
+    ]
+    fast = [
+        measured("eight users", "plain-async", "plain-async", 100.0, 2.0, count=400),
+        replace(ours, beside="plain-async"),
+    ]
+    assert verdicts(Results(SETTINGS, measured=slow))[p99].startswith("not run (fewer")
+    assert verdicts(Results(SETTINGS, measured=slow + fast))[p99] == "met"
+
+
+def test_idle_is_without_encoding_and_without_failures() -> None:
+    """What a picture takes to become a PNG beside each peer is not held against Safelight; a failure is."""
+    blocks = [measured("idle", name, "mosec", 1.0, seconds) for name, seconds in ((OURS, 0.507), ("bare", 0.5))]
+    theirs = measured("idle", "mosec", "mosec", 1.0, 0.52)
+    results = Results(SETTINGS, measured=[*blocks, theirs], encode_seconds={"mosec": 0.003})
+    over = "3. idle: seconds over the bare pipeline's, without encoding"
+    assert verdicts(results)[over] == "met"
+    failed = replace(results, measured=[replace(blocks[0], errors={"status 500": 1}), *blocks[1:], theirs])
+    assert verdicts(failed)[over].startswith("missed (1 of")
+
+
 def test_blocks_of_the_same_are_one() -> None:
     """Before and after those of the other."""
     block = measured("mixed", "mosec", "mosec", 1.0, 1.0)
@@ -92,6 +124,36 @@ def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| mosec | 100 | 0 | 1.000 | 5.00 | 1.000 |" in text
     assert "Ray Serve could not run, or not all of it: no reason." in text
+
+
+def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that does not start, and a workload that breaks: the reason is kept, and the others go on."""
+
+    def broken(*_: object) -> Any:
+        raise CannotServe("no wheel for it")
+
+    monkeypatch.setattr(runner, "serving", broken)
+    monkeypatch.setitem(alone.WORKLOADS, "repeat", broken)
+    monkeypatch.setitem(alone.WORKLOADS, "crowd", lambda _model: {"failures": 0.0})
+    told = Namespace(peers=["ray", "mosec"], parts=["idle"], alone=["repeat", "crowd"], model="", device="cpu")
+    results = Results(SETTINGS)
+    list(runner.Runner(Namespace(**vars(told), quick=True, seed=0), results).run())
+    assert set(results.not_run) == {"ray", "mosec", "repeat"}
+    assert verdicts(results)["6. 1,000 clients: failures but 429"] == "met"
+    assert "no wheel for it" in verdicts(results)["5. repeat-heavy: p99 of hits, s"]
+
+
+def test_a_client_that_lost_its_patience_asks_no_more() -> None:
+    """A peer that never answers costs each client one wait, not one for every request."""
+    asked = []
+
+    class Silent(Endpoint):
+        def ask(self, request: Request, *_: object) -> Answer:
+            asked.append(request)
+            return Answer(request, 1.0, TimeoutError.__name__)
+
+    closed(4)(Silent(SAFELIGHT, "127.0.0.1", 0, 0), all_at_once(MIXES["uniform"], 20, "test"))
+    assert len(asked) == 4
 
 
 def test_every_peer_is_asked_for_the_same() -> None:

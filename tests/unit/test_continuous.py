@@ -1,7 +1,8 @@
 """The loop of continuous mode, driven turn by turn with the fake model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from observability.events import (
     StepsWasted,
 )
 from observability.labels import BatchField, Priority, Reason, Stage
+from service.core import Params
 from service.engine.contract import (
     Beat,
     Cancel,
@@ -445,11 +447,13 @@ class Life(RuleBasedStateMachine):
     """Anything may happen at any step boundary: what is accepted ends once, and is denoised step by step."""
 
     decode_steps = 0
+    decode_seconds = 0.0
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench("fail=poison&oom_above=3", slots=4, decode_steps=self.decode_steps, s128x64=2)
-        self.accepted: dict[str, int] = {}  # steps of each picture
+        faults, decoding = "fail=poison&oom_above=3", (self.decode_seconds, self.decode_steps)
+        self.bench = Bench(faults, 4, *decoding, s128x64=2)
+        self.accepted: set[str] = set()
         self.cancelled: set[str] = set()
 
     @rule(
@@ -462,24 +466,29 @@ class Life(RuleBasedStateMachine):
     )
     def submit(self, steps: int, images: int, width: int, priority: Priority, prompt: str, alone: bool) -> None:
         """A task arrives."""
-        task_id = f"t{len(self.accepted)}"
-        self.accepted[task_id] = steps
         params = build.params(num_inference_steps=steps, num_images=images, width=width, prompt=prompt)
+        self._submit(params, priority, alone)
+
+    def _submit(self, params: Params, priority: Priority, alone: bool) -> None:
+        task_id = f"t{len(self.accepted)}"
+        self.accepted.add(task_id)
         self.bench.put(Submit(task_id, params, priority, self.bench.now, alone))
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         """Any task, ended or not."""
         if self.accepted:
-            task_id = data.draw(st.sampled_from(sorted(self.accepted)))
-            self.bench.put(Cancel(task_id, Reason.CLIENT_CANCELLED))
-            if task_id not in self.ended:
-                self.cancelled.add(task_id)
+            self._cancel(data.draw(st.sampled_from(sorted(self.accepted))))
+
+    def _cancel(self, task_id: str) -> None:
+        self.bench.put(Cancel(task_id, Reason.CLIENT_CANCELLED))
+        if task_id not in self.ended:
+            self.cancelled.add(task_id)
 
     @rule(data=st.data())
     def urge(self, data: st.DataObject) -> None:
         """A task that has not ended becomes urgent."""
-        alive = sorted(self.accepted.keys() - self.ended - self.cancelled)
+        alive = sorted(self.accepted - self.ended - self.cancelled)
         if alive:
             self.bench.put(Raise(data.draw(st.sampled_from(alive)), Priority.HIGH))
 
@@ -521,7 +530,7 @@ class Life(RuleBasedStateMachine):
         """In the end everything accepted has ended or was cancelled."""
         self.bench.run()
         assert not self.bench.loop._tasks
-        assert self.ended | self.cancelled == self.accepted.keys()
+        assert self.ended | self.cancelled == self.accepted
         failed = {each.task_id for each in self.bench.of(TaskFailed)}
         poisoned = {each.task_id for each in self.bench.of(TaskFailed) if each.reason is Reason.MODEL_ERROR}
         assert failed == poisoned, "memory that runs out fails nobody"
@@ -539,6 +548,44 @@ class LifeBeside(Life):
 
 TestLifeBeside = LifeBeside.TestCase
 TestLifeBeside.settings = TestLife.settings
+
+
+class LifeMidway(Life):
+    """The same where some come and go in the middle of a turn: while the model encodes, makes a step or decodes."""
+
+    decode_seconds = STEP_SECONDS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.due: list[tuple[int, Callable[[], None]]] = []  # at which call of the model, and what happens then
+        for name in ("begin", "denoise", "decode"):
+            setattr(self.bench, name, partial(self._call, getattr(self.bench, name)))
+
+    def _call(self, whole: Callable[[object], object], items: object) -> object:
+        self.calls += 1
+        now = [happen for at, happen in self.due if at <= self.calls]
+        self.due = [each for each in self.due if each[0] > self.calls]
+        for happen in now:
+            happen()
+        return whole(items)
+
+    @rule(calls=st.integers(1, 4), data=st.data())
+    def cancel_midway(self, calls: int, data: st.DataObject) -> None:
+        """Any task, ended by then or not."""
+        if self.accepted:
+            task_id = data.draw(st.sampled_from(sorted(self.accepted)))
+            self.due.append((self.calls + calls, partial(self._cancel, task_id)))
+
+    @rule(calls=st.integers(1, 4), images=st.integers(1, 5), alone=st.booleans())
+    def submit_midway(self, calls: int, images: int, alone: bool) -> None:
+        """A task arrives."""
+        params = build.params(num_inference_steps=2, num_images=images)
+        self.due.append((self.calls + calls, partial(self._submit, params, Priority.NORMAL, alone)))
+
+
+TestLifeMidway = LifeMidway.TestCase
+TestLifeMidway.settings = TestLife.settings
 
 
 def test_the_time_of_every_step_is_paid_for_or_wasted() -> None:

@@ -1,7 +1,6 @@
 """The published micro-batching: a batch gathers until it is full, or so long after its first request was taken up."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -11,8 +10,7 @@ from fastapi import Body, FastAPI, Response
 
 from benchmarks.peers.painter import BATCH, HOST, MIME, PORT, Painter
 
-SIZE = int(os.environ.get("PEER_BATCH", BATCH))
-SECONDS = float(os.environ.get("PEER_BATCH_SECONDS", "0.5"))
+SECONDS = 0.5
 
 painter = Painter()
 waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[bytes]]] = asyncio.Queue()
@@ -22,7 +20,7 @@ async def gather() -> list[tuple[dict[str, Any], asyncio.Future[bytes]]]:
     batch = [await waiting.get()]
     loop = asyncio.get_running_loop()
     until = loop.time() + SECONDS
-    while len(batch) < SIZE:
+    while len(batch) < BATCH:
         try:
             batch.append(await asyncio.wait_for(waiting.get(), until - loop.time()))
         except TimeoutError:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import alone, large
+from benchmarks import alone
 from benchmarks.peers import report
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.environment import requirements
@@ -69,9 +69,7 @@ def plan(arguments: argparse.Namespace) -> str:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default=EMBEDDED, help=f"diffusers folder, or one that is made: {', '.join(large.MAKERS)}"
-    )
+    parser.add_argument("--model", default=EMBEDDED, help="diffusers folder, or one that is made: sd15, sdxl")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of all")
     parser.add_argument("--seed", type=int, default=0, help="of the traffic")
     parser.add_argument("--only", dest="peers", action="append", choices=list(PEERS), help="this peer; may be repeated")
@@ -96,6 +94,10 @@ def parse() -> argparse.Namespace:
 
 
 def _made(name: str, device: str) -> str:
+    from benchmarks import large  # takes diffusers along
+
+    if name not in large.MAKERS:
+        raise SystemExit(f"--model: {name} is neither a folder nor one of {', '.join(large.MAKERS)}")
     folder = MADE / name
     if not (folder / "model_index.json").exists():
         large.save(name, folder, device)
@@ -110,7 +112,7 @@ def main() -> None:
         results = Results.read(arguments.json)
     else:
         results = start_results(arguments)
-        if arguments.model in large.MAKERS:
+        if not Path(arguments.model).is_dir():
             arguments.model = _made(arguments.model, arguments.device)
         print(plan(arguments), file=sys.stderr)
         began = time.monotonic()

@@ -62,7 +62,7 @@ format: $(READY) ## fix style where a tool can
 test-peers: $(READY) ## whether each peer of the benchmarks starts and makes a picture; ARGS="pytest arguments"
 	$(BIN)/pytest -o faulthandler_timeout=1800 tests/peers $(ARGS)
 
-bench: $(READY) ## Safelight beside its peers and beside the limit, in three hours; ARGS="--resume", "--only mosec" or other arguments
+bench: $(READY) ## Safelight beside its peers and beside the limit, in two hours; ARGS="--resume", "--only mosec" or other arguments
 	$(BIN)/python -m benchmarks.suite --write $(ARGS)
 
 bench-quick: $(READY) ## the core of it in ten minutes; ARGS="more arguments"

@@ -117,9 +117,10 @@ def draw(results: Results, file: Path) -> None:
     for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
         if found := results.limits.get(case):
             left.axvline(float(np.mean(found)), color="black", linestyle=style, label=f"bare pipeline, {case}")
-    _bars(right, "Mixed, open loop: seconds, median and p95 (pale)", mixed, "p95", alpha=0.4)
-    _bars(right, right.get_title(), mixed, "p50")
-    left.legend(loc="lower right")
+    title = "Mixed: median and p95 (pale), s\n* at a load that it can carry"
+    _bars(right, title, mixed, "p95", alpha=0.4)
+    _bars(right, title, mixed, "p50")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file, dpi=100)
 
@@ -130,6 +131,7 @@ def _bars(axes: Axes, title: str, pairs: Sequence[tuple[Measured, Measured]], fi
         label = ("peer", SAFELIGHT.title + " beside it")[side] if alpha == 1.0 else None
         places = [number + offset for number in range(len(pairs))]
         axes.barh(places, values, height=0.4, color=colour, alpha=alpha, label=label)
-    axes.set_yticks(range(len(pairs)), [TITLES[theirs.target] for theirs, _ in pairs])
+    names = [TITLES[theirs.target] + " *" * (theirs.part == "mixed, its own load") for theirs, _ in pairs]
+    axes.set_yticks(range(len(pairs)), names)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_title(title)

@@ -146,7 +146,7 @@ class Results:
         """Keep everything, and what became of the bars so far."""
         bars = [{**asdict(each), "verdict": each.verdict} for each in self.bars()]
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"bars": bars, **asdict(self)}, indent=1) + "\n")
+        partial.write_text(json.dumps({"bars": bars, **asdict(self)}) + "\n")
         partial.replace(path)
 
     def blocks(self, part: str) -> "dict[tuple[str, str], Measured]":

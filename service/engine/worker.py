@@ -43,7 +43,7 @@ from service.settings import FAULTS_ALLOWED, EngineSettings
 if TYPE_CHECKING:  # only the process of an engine with a model loads PyTorch
     from service.engine.pipeline import LoadedPipeline
 
-HOLD_SECONDS = 0.05
+HOLD_SECONDS = 0.2  # five times a second is live for people who watch
 
 # Read by the libraries when they are imported.
 IMPORT_ENVIRONMENT = {

@@ -62,11 +62,11 @@ format: $(READY) ## fix style where a tool can
 test-peers: $(READY) ## whether each peer of the benchmarks starts and makes a picture; ARGS="pytest arguments"
 	$(BIN)/pytest -o faulthandler_timeout=1800 tests/peers $(ARGS)
 
-bench: $(READY) ## Safelight beside its peers and beside the limit, in two hours; ARGS="--resume", "--only mosec" or other arguments
+bench: $(READY) ## Safelight beside its peers and beside the limit, in two to three hours; ARGS="--resume", "--only mosec" or other arguments
 	$(BIN)/python -m benchmarks.suite --write $(ARGS)
 
 bench-quick: $(READY) ## the core of it in ten minutes; ARGS="more arguments"
-	@mkdir -p build && rm -f build/quick.json
+	@rm -f build/quick.json
 	$(BIN)/python -m benchmarks.suite --quick --json build/quick.json $(ARGS)
 
 bench-engine: $(READY) ## continuous against window batching, and the bare pipeline; ARGS="more arguments"
@@ -79,7 +79,6 @@ bench-gpu: $(READY) ## the modes side by side on a GPU; ARGS="--model sdxl" or o
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-gpu-peers: $(READY) ## what bench does beside peers, on a GPU; ARGS="--model sdxl" or other arguments
-	@mkdir -p build
 	$(BIN)/python -m benchmarks.suite --device cuda --model sd15 --json build/gpu-peers.json $(ARGS)
 
 bench-telemetry: $(READY) ## measure what telemetry costs; ARGS="more arguments"

@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any, Literal
 
 from benchmarks.curve import MAX_BATCH, Sample
@@ -80,10 +81,10 @@ class BarePipeline:
         images: list[Any] = output.images
         return images
 
-    def png(self, request: Request) -> bytes:
-        """One picture as a user would keep it."""
+    def png(self, request: Request, options: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        """One picture as a user would keep it; `options` of the pipeline's call, such as another size."""
         buffer = io.BytesIO()
-        self.images([request])[0].save(buffer, "PNG")
+        self.images([request], **options)[0].save(buffer, "PNG")
         return buffer.getvalue()
 
     def image(self, request: Request, is_inference: bool = True) -> tuple[Any, float]:
@@ -149,9 +150,9 @@ class BareProcess:
         seconds: float = self._connection.recv()
         return seconds
 
-    def png(self, request: Request) -> bytes:
-        """One picture as a user would keep it."""
-        self._connection.send(("png", request))
+    def png(self, request: Request, options: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        """One picture as a user would keep it; `options` of the pipeline's call, such as another size."""
+        self._connection.send(("png", request, dict(options)))
         picture: bytes = self._connection.recv()
         return picture
 

@@ -134,8 +134,10 @@ class Run:
 def start_results(arguments: argparse.Namespace) -> Results:
     """Empty results, or with `--resume` those of an earlier run with the same traffic."""
     settings = {name: getattr(arguments, name) for name in KEPT}
-    if not (arguments.resume and arguments.json is not None and arguments.json.exists()):
+    if arguments.json is None or not arguments.json.exists():
         return Results(settings)
+    if not arguments.resume:
+        raise SystemExit(f"{arguments.json} is there: give --resume to go on with it, or take it away")
     results = Results.read(arguments.json)
     if results.settings != settings:
         raise SystemExit(f"{arguments.json} was made with {results.settings}, not {settings}")
@@ -168,8 +170,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"--parts: {', '.join(sorted(unknown))} is none of {','.join(PARTS)}")
-    if arguments.report and arguments.json is None:
-        parser.error("--report needs --json")
+    if (arguments.report or arguments.resume) and arguments.json is None:
+        parser.error("--report and --resume need --json")
     return arguments
 
 

@@ -75,7 +75,7 @@ class Case:
 
     @property
     def p99(self) -> float:
-        """Of the latencies; of fewer than a hundred it is their longest."""
+        """Of the latencies; of few it lies between their longest two."""
         return float(np.percentile(self.latencies, 99))
 
 

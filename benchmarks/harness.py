@@ -111,8 +111,10 @@ def _when_ready(process: subprocess.Popen[bytes], log: Path) -> Service:
 
 
 def _check_alive(process: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
-    if process.poll() is not None or time.monotonic() > deadline:
-        raise SystemExit(log.read_text())
+    if process.poll() is not None:
+        raise SystemExit(f"{log.read_text()}the service ended with {process.returncode}")
+    if time.monotonic() > deadline:
+        raise SystemExit(f"{log.read_text()}the service was not ready within {START_SECONDS:g} s")
     time.sleep(0.1)
 
 

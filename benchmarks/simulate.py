@@ -191,7 +191,7 @@ def add_traffic_options(parser: argparse.ArgumentParser) -> None:
     """What traffic to make."""
     parser.add_argument("--model", default="models/tiny", help="diffusers folder")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.8], help="shares of window's saturated rate")
-    parser.add_argument("--blocks", type=int, default=5, help="blocks of requests at each load, each in new processes")
+    parser.add_argument("--blocks", type=int, default=10, help="blocks of requests at each load, each in new processes")
     parser.add_argument("--requests", type=int, default=60, help="requests in a block")
     parser.add_argument("--seed", type=int, default=0, help="seed of the traffic")
     parser.add_argument("--slots", type=int, help="slots of continuous; by default the knee of its curve")

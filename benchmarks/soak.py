@@ -78,18 +78,19 @@ class Soak:
         clients = visits(self._model, self._seed)
         source = random.Random(self._seed)
         began = time.monotonic()
-        sampler = threading.Thread(target=self._sample, args=(began,))
-        sampler.start()
-        with ThreadPoolExecutor(max_workers=CLIENTS) as pool:
+        with ThreadPoolExecutor(1) as watch, ThreadPoolExecutor(max_workers=CLIENTS) as pool:
+            sampling = watch.submit(self._sample, began)
             came: list[Future[None]] = []
-            while time.monotonic() - began < minutes * 60:
-                group = islice(clients, QUEUE_LIMIT if source.random() < BURST else 1)
-                came += [pool.submit(come, self._target, visit, self.ledger) for visit in group]
-                time.sleep(source.expovariate(self._rate))
-            for each in came:
-                each.result()
-            self._stop.set()
-        sampler.join()
+            try:
+                while time.monotonic() - began < minutes * 60 and not sampling.done():
+                    group = islice(clients, QUEUE_LIMIT if source.random() < BURST else 1)
+                    came += [pool.submit(come, self._target, visit, self.ledger) for visit in group]
+                    time.sleep(source.expovariate(self._rate))
+                for each in came:
+                    each.result()
+            finally:
+                self._stop.set()
+            sampling.result()
 
     def _sample(self, began: float) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):

@@ -1,7 +1,7 @@
 """Studies of parameters, each in one run, with the columns of the comparison with peers.
 
-  window   the published study of micro-batching: how long a batch gathers, and how large it may be; 8 closed-loop users
-           of Safelight's `window` mode, 20 steps
+  window   the published study of micro-batching: how long a batch gathers, and how large it may be; 16 closed-loop
+           users of Safelight's `window` mode, 20 steps
   order    who of those that wait gets a slot of `continuous`: 16 closed-loop users of mixed traffic, half of whom wait
   memory   the bare pipeline at batch size 1 and 8: the order of weights in memory, and attention by PyTorch's fused
            kernel, step by step, or in slices; a request is a call
@@ -31,7 +31,7 @@ from observability.labels import Batching
 from service.engine import policy
 
 GATHER_MS, SIZES = (250, 500, 1000), (4, 8, 16)
-USERS, PICTURES = 8, 32
+USERS, PICTURES = 16, 64  # a batch of the largest size can be full
 CROWD, MIXED_PICTURES = 16, 96
 BATCHES, CALLS = (1, 8), 3
 ORDERS = ("as loaded", "channels last")  # of weights

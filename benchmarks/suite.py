@@ -2,13 +2,15 @@
 
 Peer after peer is started, does each part of the work and ends; Safelight does the same beside it, so that a machine
 whose speed drifts is as fast for both; whoever is not measured is frozen (`benchmarks.peers.runner` lists the parts).
-Then come workloads for Safelight alone (`benchmarks.alone`). Every figure is kept as it comes; --resume goes on.
+Then come workloads for Safelight alone (`benchmarks.alone`). Every figure is kept as it comes; --resume goes on with
+the same code on the same machine. --write puts a whole run into the page of results; of a part of it, it only tells.
 """
 
 import argparse
 import importlib.metadata
 import platform
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,10 +26,11 @@ from benchmarks.peers.runner import MIXED, OWN_LOAD, PARTS, SATURATED, Runner, p
 from service.engine.torch_setup import describe_machine
 
 RESULTS, PLOT = Path("benchmarks/RESULTS.md"), Path("benchmarks/plots/peers.png")
+WRITTEN = Path("benchmarks/results.json")  # what stands there
 EMBEDDED = "models/tiny"
 MADE = Path("build/models")
 QUICK_PEERS = ("window", "mosec")
-QUICK_PARTS = ("idle", "uniform", SATURATED, MIXED)
+QUICK_PARTS = ("idle", "uniform", SATURATED, MIXED, OWN_LOAD)
 SETTINGS = ("model", "seed", "quick", "scale_time", "device")
 PACKAGES = ("safelight", "torch", "diffusers", "transformers", "numpy")
 START_SECONDS = 75.0  # of a peer, of Safelight and of the bare pipeline, with their first pictures
@@ -38,7 +41,7 @@ def start_results(arguments: argparse.Namespace) -> Results:
     """Empty results, or with --resume those that are there."""
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     machine = f"{describe_machine(torch.device(arguments.device))}; {platform.platform()}"
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {"revision": revision()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
     for environment in (*dict.fromkeys(each.environment for each in PEERS.values()), "locust"):
         versions |= dict(line.split("==") for line in requirements(environment).read_text().split())
@@ -54,16 +57,42 @@ def start_results(arguments: argparse.Namespace) -> Results:
     return results
 
 
-def plan(arguments: argparse.Namespace) -> str:
-    """What is to be done, and about how long it takes."""
+def revision() -> str:
+    """The commit that is measured, and whether it was changed since."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+    except (OSError, subprocess.CalledProcessError):  # an archive of the files
+        return "unknown"
+    return told.stdout.strip()
+
+
+def minutes(arguments: argparse.Namespace) -> float:
+    """About how long it takes, if nothing is there yet."""
     seconds = ALONE_SECONDS * len(arguments.alone) + START_SECONDS
     for peer in arguments.peers:
         parts = parts_of(peer, arguments.parts)
         seconds += sum(seconds_of(part, arguments) for part in parts) + (START_SECONDS if parts else 0.0)
+    return seconds / 60
+
+
+def plan(arguments: argparse.Namespace) -> str:
+    """What is to be done."""
     return (
         f"peers: {', '.join(arguments.peers)}\nparts: {', '.join(arguments.parts)}\n"
-        f"Safelight alone: {', '.join(arguments.alone) or 'none'}\nabout {seconds / 60:.0f} minutes in all"
+        f"Safelight alone: {', '.join(arguments.alone) or 'none'}\nabout {minutes(arguments):.0f} minutes in all"
     )
+
+
+def is_whole(arguments: argparse.Namespace) -> bool:
+    """Whether nothing is left out."""
+    wanted = list(PEERS), list(PARTS), list(alone.WORKLOADS)
+    return not arguments.quick and (arguments.peers, arguments.parts, arguments.alone) == wanted
 
 
 def parse() -> argparse.Namespace:
@@ -77,11 +106,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--alone", action="append", choices=[*alone.WORKLOADS, "none"], help="this workload; or none")
     parser.add_argument("--quick", action="store_true", help="the core, in ten minutes")
     parser.add_argument("--scale-time", type=float, default=0.42, help="by which the published scenarios are shorter")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results.json"), help="file of the results")
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="file of the results")
     parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote that file")
     parser.add_argument("--report", action="store_true", help="measure nothing: only tell what is in that file")
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS}, and draw {PLOT}")
+    parser.add_argument("--write", action="store_true", help=f"put a whole run into {RESULTS}, {PLOT} and {WRITTEN}")
     arguments = parser.parse_args()
+    if arguments.report and not arguments.json.exists():
+        parser.error(f"--report: {arguments.json} is not there")
     arguments.peers = arguments.peers or list(QUICK_PEERS if arguments.quick else PEERS)
     arguments.parts = arguments.parts or list(QUICK_PARTS if arguments.quick else PARTS)
     if {MIXED, OWN_LOAD} & set(arguments.parts) and SATURATED not in arguments.parts:
@@ -115,12 +146,17 @@ def main() -> None:
         if not Path(arguments.model).is_dir():
             arguments.model = _made(arguments.model, arguments.device)
         print(plan(arguments), file=sys.stderr)
-        began = time.monotonic()
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        began, about = time.monotonic(), minutes(arguments)
         for told in Runner(arguments, results).run():
-            print(f"{(time.monotonic() - began) / 60:5.1f} min  {told}", file=sys.stderr, flush=True)
+            spent = (time.monotonic() - began) / 60
+            print(f"{spent:5.1f} of about {about:.0f} min  {told}", file=sys.stderr, flush=True)
             results.write(arguments.json)
     print(report.markdown(results))
-    if arguments.write:
+    if arguments.write and not is_whole(arguments):
+        print(f"{RESULTS} is of whole runs: it stays as it is", file=sys.stderr)
+    elif arguments.write:
+        results.write(WRITTEN)
         report.insert(results, RESULTS)
         report.draw(results, PLOT)
 

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,28 +91,29 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What processes have used so far: seconds of processor, and bytes of memory at this moment."""
+    """What processes have used so far: seconds of processor, and resident bytes at this moment."""
 
     cpu: float
     memory: int
 
 
 def usage(pid: int) -> Usage:
-    """Of a family. Pages that it shares count once."""
-    cpu, memory = 0.0, 0
+    """Of a family. What its processes share, with each other or with anybody, counts once: that of whom shares most."""
+    cpu, own, shared = 0.0, 0, [0]
     for process in family(pid):
         with contextlib.suppress(psutil.Error, OSError):
             times = process.cpu_times()
             cpu += times.user + times.system
-            memory += _proportional(process.pid)
-    return Usage(cpu, memory)
+            pages = _pages(process.pid)
+            own += pages["Private_Clean"] + pages["Private_Dirty"]
+            shared.append(pages["Shared_Clean"] + pages["Shared_Dirty"])
+    return Usage(cpu, own + max(shared))
 
 
-def _proportional(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _pages(pid: int) -> Counter[str]:
+    """Resident bytes by their kind; none of a kernel's thread."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return Counter({name: int(size.split()[0]) * 1024 for name, size in (line.split(":") for line in lines)})
 
 
 class Meter:

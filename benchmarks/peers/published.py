@@ -72,9 +72,9 @@ def run(endpoint: Endpoint, scenario: Scenario) -> tuple[list[Answer], Looks, fl
             raise CannotServe(f"Locust: {error.stderr.strip()[-500:]}") from error
         except (OSError, subprocess.SubprocessError) as error:
             raise CannotServe(f"Locust: {error}") from error
-    ended = [each for each in found if "ended" in each]
-    answers = [Answer(REQUESTS[each["request"]], each["ended"] - each["began"], each["error"]) for each in ended]
-    seen = [each for each in ended if "right" in each]
+    if not found:
+        raise CannotServe("Locust: its users asked for nothing")
+    answers = [Answer(REQUESTS[each["request"]], each["ended"] - each["began"], each["error"]) for each in found]
+    seen = [each for each in found if "right" in each]
     looks = Looks(len(seen), tuple(REQUESTS[each["request"]] for each in seen if not each["right"]))
-    seconds = max(each["ended"] for each in ended) - min(each["began"] for each in found) if ended else 0.0
-    return answers, looks, seconds
+    return answers, looks, max(each["ended"] for each in found) - min(each["began"] for each in found)

@@ -86,9 +86,13 @@ def markdown(results: Results) -> str:
         sign = "at most" if each.most else "at least"
         lines.append(f"| {each.name} | {value} | {sign} {each.bar:g} | {each.verdict} |")
     lines += ["", *tables(results)]
-    if results.limits:
-        rates = ", ".join(f"{case} {np.mean(found):.2f}" for case, found in results.limits.items())
-        lines.append(f"The limit, pictures a second of the bare pipeline in a loop by batch size: {rates}.\n")
+    for peer, limit in results.limits.items():
+        ours = results.blocks("uniform")[peer, OURS].throughput
+        rates = ", ".join(f"{case} {rate:.2f} ({ours / rate:.3f})" for case, rate in limit.items())
+        lines.append(
+            f"Beside {TITLES[peer]}, the limit: pictures a second of the bare pipeline in a loop by batch size, and "
+            f"Safelight's share of it: {rates}.\n"
+        )
     for peer, why in results.not_run.items():
         lines.append(f"{TITLES.get(peer, peer)} could not run, or not all of it: {why}.\n")
     if results.encode_seconds:
@@ -115,8 +119,8 @@ def draw(results: Results, file: Path) -> None:
     uniform, mixed = results.pairs("uniform"), [*results.pairs("mixed"), *results.pairs("mixed, its own load")]
     _bars(left, "Uniform, 16 clients: pictures a second", uniform, "throughput")
     for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
-        if found := results.limits.get(case):
-            left.axvline(float(np.mean(found)), color="black", linestyle=style, label=f"bare pipeline, {case}")
+        if rates := [limit[case] for limit in results.limits.values()]:
+            left.axvline(float(np.mean(rates)), color="black", linestyle=style, label=f"bare pipeline, {case}")
     title = "Mixed: median and p95 (pale), s\n* at a load that it can carry"
     _bars(right, title, mixed, "p95", alpha=0.4)
     _bars(right, title, mixed, "p50")

@@ -16,6 +16,7 @@ from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT
 
 P99_LEAST = 300  # samples
 PUBLISHED = {"cpu": (1.4, 1.4), "cuda": (3.6, 4.0)}  # throughput and p99 of eight users
+MACHINES = {"cpu": "", "cuda": ", on a GPU"}
 SPOILT = 0.01
 EQUAL = 0.98
 EQUAL_SECONDS = 0.002
@@ -115,9 +116,9 @@ class Bar:
 class Results:
     """All that was measured on `machine` with `versions`.
 
-    `not_run` says of a peer or of a workload why. `limits` are pictures a second of the bare pipeline by batch size,
-    with weights as the engine orders them (`raw 8`) and as diffusers does (`plain 8`); `curve` is its; `alone` are
-    figures of what only Safelight was asked for.
+    `not_run` says of a peer or of a workload why. `limits` are pictures a second of the bare pipeline around what
+    Safelight did beside each peer, by batch size, with weights as the engine orders them (`raw 8`) and as diffusers
+    does (`plain 8`); `curve` is its; `alone` are figures of what only Safelight was asked for.
     """
 
     settings: dict[str, Any]
@@ -126,7 +127,7 @@ class Results:
     slots: int = 0
     curve: list[Sample] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
-    limits: dict[str, list[float]] = field(default_factory=dict)
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)
     window_rate: float = 0.0  # pictures a second of mixed traffic that Safelight's `window` mode makes when saturated
     saturated: dict[str, str] = field(default_factory=dict)  # peers that cannot carry mixed traffic, and why
     alone: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -198,7 +199,7 @@ class Results:
             found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
             enough.append(theirs.throughput / ours.throughput)
         if not found and not lacking:
-            return Bar(name, None, bar, why="no peer carries it")
+            return Bar(name, None, bar, why="no peer without failures" if self.pairs(part) else "not measured")
         if max(lacking, default=0.0) > max(enough, default=0.0):  # the best may be among them
             return Bar(name, None, bar, why=f"fewer than {P99_LEAST} samples")
         least, peer = min(found)
@@ -206,12 +207,13 @@ class Results:
 
     def _uniform(self) -> Iterator[Bar]:
         yield self._against("1. uniform, 16 clients: throughput over the best peer's", "uniform", "throughput", EQUAL)
-        ours = [each.throughput for each in self.of("uniform", OURS)]
+        ours = {beside: each for (beside, target), each in self.blocks("uniform").items() if target == OURS}
         for case in (f"plain {self.slots}", f"raw {self.slots}"):
-            name = f"1. uniform, 16 clients: throughput over the bare pipeline's, {case}"
-            limit = self.limits.get(case)
-            value = statistics.harmonic_mean(ours) / statistics.harmonic_mean(limit) if ours and limit else None
-            yield Bar(name, value, 0.97)
+            name = f"1. uniform, 16 clients: throughput over the bare pipeline's around it, {case} (median)"
+            shares = [ours[peer].throughput / rates[case] for peer, rates in self.limits.items()]
+            failed = sum(each.failures for each in ours.values())
+            why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
+            yield Bar(name, statistics.median(shares) if shares else None, 0.97, why=why)
 
     def _mixed(self) -> Iterator[Bar]:
         part = "mixed" if self.pairs("mixed") else "mixed, its own load"
@@ -237,12 +239,14 @@ class Results:
         yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS)
 
     def _published(self) -> Iterator[Bar]:
-        bars = PUBLISHED[self.settings.get("device", "cpu")]
-        for (figure, what), bar in zip(
-            (("throughput", "requests a second over"), ("p99", "p99 below")), bars, strict=True
-        ):
-            name = f"4. published scenario of 8 users: {what} the best plain endpoint's"
-            yield self._against(name, "eight users", figure, bar, PLAIN)
+        figures = (("throughput", "requests a second over"), ("p99", "p99 below"))
+        for device, bars in PUBLISHED.items():
+            for (figure, what), bar in zip(figures, bars, strict=True):
+                name = f"4. published scenario of 8 users{MACHINES[device]}: {what} the best plain endpoint's"
+                if device == self.settings.get("device", "cpu"):
+                    yield self._against(name, "eight users", figure, bar, PLAIN)
+                else:
+                    yield Bar(name, None, bar, why="this run is of another kind of machine")
 
     def _alone(self) -> Iterator[Bar]:
         for part, name, figure, bar, most in (
@@ -254,4 +258,7 @@ class Results:
             ("crowd", "6. 1,000 clients: GiB", "memory_gib", 1.5, True),
             ("aborts", "7. abort storm: share of aborted requests' steps not run", "not_run", 0.9, False),
         ):
-            yield Bar(name, self.alone.get(part, {}).get(figure), bar, most, why=self.not_run.get(part, ""))
+            figures = self.alone.get(part, {})
+            wrong = figures.get("wrong", 0.0)
+            why = f"{wrong:.0f} pictures are wrong" if wrong else self.not_run.get(part, "")
+            yield Bar(name, figures.get(figure), bar, most, why=why)

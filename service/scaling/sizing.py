@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from service.errors import StartupError
 from service.scaling.policy import Policy
 from service.scaling.simulation import HOUR, Launch, Machine, Scenario, simulate
 
-MIXED_STEPS = (4, 8, 20, 50)
+UNIFORM_STEPS, MIXED_STEPS = 20, (4, 8, 20, 50)
 REQUESTS = 20_000  # that are simulated
 MOST_TIMES = 8  # as many machines as the rate alone takes; a wish that needs more cannot be met by more
 
@@ -27,13 +27,22 @@ MOST_TIMES = 8  # as many machines as the rate alone takes; a wish that needs mo
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """What `benchmarks.suite` measured: a machine, pictures a second of uniform traffic when saturated, and the
-    latencies of mixed traffic at a rate.
+    latencies of mixed traffic at the highest rate in an open loop.
     """
 
     machine: Machine
     saturated: list[float]
     mixed_rate: float | None
     mixed_latencies: list[float]
+
+    @property
+    def as_served(self) -> Machine:
+        """The machine, as much slower than the bare pipeline as it was, saturated, with a service around it."""
+        if not self.saturated:
+            return self.machine
+        slower = self.machine.rate(UNIFORM_STEPS) / statistics.harmonic_mean(self.saturated)
+        points = tuple((pictures, slower * seconds) for pictures, seconds in self.machine.points)
+        return replace(self.machine, points=points, extra_seconds=slower * self.machine.extra_seconds)
 
 
 def read(file: Path) -> Benchmark:
@@ -52,9 +61,9 @@ def read(file: Path) -> Benchmark:
         machine = Machine(tuple(medians["step"].items()), extra, slots, found["machine"])
         ours = [each for each in found["measured"] if each["target"] == "safelight"]
         saturated = [len(each["latencies"]) / each["seconds"] for each in ours if each["part"] == "uniform"]
-        mixed = [each for each in ours if each["part"] == "mixed"]
-        rate = statistics.mean(each["rate"] for each in mixed) if mixed else None
-        return Benchmark(machine, saturated, rate, [one for each in mixed for one in each["latencies"]])
+        rate = max((each["rate"] for each in ours if each.get("rate")), default=None)
+        mixed = [one for each in ours if rate and each.get("rate") == rate for one in each["latencies"]]
+        return Benchmark(machine, saturated, rate, mixed)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StartupError(f"--measured: {file} is not what benchmarks.suite writes: {error!r}") from error
 
@@ -97,9 +106,11 @@ def checks(found: Benchmark) -> list[tuple[str, float, float]]:
     told = []
     if found.saturated:
         measured = statistics.harmonic_mean(found.saturated)
-        told.append(("uniform, saturated: pictures/s", found.machine.rate(20), measured))
+        told.append(
+            ("uniform, saturated, by the bare pipeline: pictures/s", found.machine.rate(UNIFORM_STEPS), measured)
+        )
     if found.mixed_rate is not None:
-        predicted = steady(found.machine, found.mixed_rate, 1, MIXED_STEPS)
+        predicted = steady(found.as_served, found.mixed_rate, 1, MIXED_STEPS)
         for share in (50, 95, 99):
             ours, theirs = (float(np.percentile(each, share)) for each in (predicted, found.mixed_latencies))
             told.append((f"mixed at {found.mixed_rate:.2f}/s: p{share}, s", ours, theirs))
@@ -109,7 +120,7 @@ def checks(found: Benchmark) -> list[tuple[str, float, float]]:
 def size(*, file: Path, rate: float, p99: float, price: float, steps: int) -> int:
     """Tell; return the exit status, 1 if no number of machines is enough."""
     found = read(file)
-    machine = found.machine
+    machine = found.as_served
     click.echo(
         f"One machine ({machine.name}) makes {machine.rate(steps):.2f} pictures/s of {steps} steps at most, "
         f"{machine.slots} at a time; one alone takes {steps * machine.step_seconds(1) + machine.extra_seconds:.2f} s."

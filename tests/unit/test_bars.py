@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import alone
+from benchmarks import alone, suite
 from benchmarks.peers import report, runner
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
 from benchmarks.peers.environment import CannotServe
@@ -41,6 +41,16 @@ def test_a_ratio_is_of_neighbours_and_the_best_peer_counts() -> None:
     assert bar.value == pytest.approx(39 / 40)
     assert "(ray)" in bar.name
     assert bar.verdict == "missed"
+
+
+def test_the_limit_is_that_around_it_and_one_turn_does_not_decide() -> None:
+    """The median share: one turn in which the bare pipeline was disturbed neither meets nor misses a bar."""
+    results = Results(SETTINGS, slots=8)
+    for peer, ours, limit in (("mosec", 10.0, 10.0), ("ray", 9.0, 10.0), ("litserve", 10.0, 5.0)):
+        results.measured.append(measured("uniform", OURS, peer, seconds=100 / ours, latency=1.0))
+        results.limits[peer] = {"plain 8": limit, "raw 8": 2 * limit}
+    values = {bar.name: bar.value for bar in results.bars() if "bare pipeline's around it" in bar.name}
+    assert list(values.values()) == pytest.approx([1.0, 0.5])
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -141,6 +151,33 @@ def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.Mon
     assert set(results.not_run) == {"ray", "mosec", "repeat"}
     assert verdicts(results)["6. 1,000 clients: failures but 429"] == "met"
     assert "no wheel for it" in verdicts(results)["5. repeat-heavy: p99 of hits, s"]
+
+
+def test_a_wrong_picture_spoils_what_only_safelight_does() -> None:
+    """However fast it came."""
+    results = Results(SETTINGS, alone={"repeat": {"hit_throughput": 9000.0, "wrong": 1.0}})
+    assert verdicts(results)["5. repeat-heavy: cache hits a second"] == "missed (1 pictures are wrong)"
+
+
+def test_only_a_peer_ends_its_turn_by_making_nothing() -> None:
+    """Safelight's failures count instead."""
+    (request,) = all_at_once(MIXES["uniform"], 1, "test")
+    failed = [Answer(request, 1.0, "status 500")]
+    runner._check(Endpoint(SAFELIGHT, "127.0.0.1", 0, 0), failed)
+    with pytest.raises(CannotServe, match="mosec makes no picture"):
+        runner._check(Endpoint(PEERS["mosec"], "127.0.0.1", 0, 0), failed)
+
+
+def test_only_a_whole_run_is_written_into_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of one peer."""
+
+    def parsed(*words: str) -> Namespace:
+        monkeypatch.setattr("sys.argv", ["suite", *words])
+        return suite.parse()
+
+    assert suite.is_whole(parsed("--write"))
+    for words in (["--only", "mosec"], ["--part", "idle"], ["--alone", "none"], ["--quick"], ["--device", "cuda"]):
+        assert not suite.is_whole(parsed("--write", *words))
 
 
 def test_a_client_that_lost_its_patience_asks_no_more() -> None:

@@ -116,6 +116,17 @@ def test_a_measured_machine_is_multiplied(tmp_path: Path) -> None:
     assert "pictures/s: 1.000 against 1.000, +0.0%" in told.output
 
 
+def test_a_service_that_was_slower_than_its_pipeline_is_taken_as_it_was(tmp_path: Path) -> None:
+    """Machines are counted by what it made, and the error of what the pipeline's own times say is told."""
+    file = results(tmp_path / "results.json", seconds_of_a_step=0.1)
+    found = json.loads(file.read_text())
+    found["measured"][0]["seconds"] *= 2
+    file.write_text(json.dumps(found))
+    told = CliRunner().invoke(main, ["plan", "--measured", str(file), "--rate", "1", "--p99", "9"])
+    assert "makes 0.50 pictures/s" in told.output
+    assert "pictures/s: 1.000 against 0.500, +100.0%" in told.output
+
+
 def test_what_no_number_of_machines_can_do_is_said(tmp_path: Path) -> None:
     """A picture that takes longer than it may."""
     file = results(tmp_path / "results.json", seconds_of_a_step=1.0)

@@ -23,7 +23,7 @@ from benchmarks.bare import ATTENTION, BarePipeline
 from benchmarks.harness import service
 from benchmarks.peers import report
 from benchmarks.peers.catalogue import SAFELIGHT
-from benchmarks.peers.load import closed
+from benchmarks.peers.load import busy, closed
 from benchmarks.peers.pair import Meter, endpoint
 from benchmarks.peers.results import Measured
 from benchmarks.traffic import MIXES, Request, all_at_once
@@ -71,6 +71,7 @@ def _served(model: str, settings: Mapping[str, object], case: str, users: int, r
         dict(Counter(each.error for each in answers if each.error)),
         cpu_seconds=meter.cpu_seconds,
         memory=meter.memory,
+        busy=busy(answers, users),
     )
 
 

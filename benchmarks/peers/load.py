@@ -15,17 +15,21 @@ from benchmarks.traffic import Request
 
 CLIENT_SECONDS = 300.0
 LEAD_SECONDS = 0.1
+TOGETHER_SECONDS = 0.05  # between the first and the last answer of a batch
 PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Seconds from when the request was due to the answer; `error` says what is wrong with it, if something is."""
+    """Seconds from when the request was due to the answer, which came at `ended` (monotonic); `error` says what is
+    wrong with it, if something is.
+    """
 
     request: Request
     seconds: float
     error: str = ""
     picture: bytes = b""
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ class Endpoint:
         """One picture, over a connection of its own, for at most `patience` seconds."""
         due = time.perf_counter() if due is None else due
         picture, error = self._picture(request.body(), patience)
-        return Answer(request, time.perf_counter() - due, error, picture)
+        ended = time.perf_counter()
+        return Answer(request, ended - due, error, picture, ended)
 
     def _picture(self, request: Mapping[str, Any], patience: float) -> tuple[bytes, str]:
         """The picture, or what is wrong."""
@@ -94,6 +99,17 @@ def closed(clients: int) -> Work:
             return list(itertools.chain(*pool.map(client, range(clients))))
 
     return work
+
+
+def busy(answers: Sequence[Answer], clients: int) -> tuple[int, float]:
+    """How many answers had come, and after how many seconds, when of so many closed-loop clients the first had nothing
+    more to ask: from then on a server is not asked for all that it can. What comes together counts together.
+    """
+    ends = sorted(each.ended for each in answers)
+    until = ends[max(0, len(ends) - clients - 1)] + TOGETHER_SECONDS
+    began = min(each.ended - each.seconds for each in answers)
+    counted = [each for each in ends if each <= until]
+    return len(counted), counted[-1] - began
 
 
 def opened(endpoint: Endpoint, requests: Sequence[Request]) -> list[Answer]:

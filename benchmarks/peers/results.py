@@ -29,7 +29,8 @@ class Measured:
 
     `latencies` in seconds are those of answers with a picture, `errors` count the others by kind; of `looked_at`
     pictures `wrong` were not what was asked for. `cpu_seconds` and the most `memory` in bytes are of its processes;
-    `rate` is that at which requests came in an open loop.
+    `rate` is that at which requests came in an open loop; `busy` are answers, and the seconds until then, as long as
+    all clients of a closed loop had something to ask.
     """
 
     part: str
@@ -43,6 +44,7 @@ class Measured:
     cpu_seconds: float = 0.0
     memory: int = 0
     rate: float | None = None
+    busy: tuple[int, float] | None = None
 
     @property
     def requests(self) -> int:
@@ -56,8 +58,9 @@ class Measured:
 
     @property
     def throughput(self) -> float:
-        """Right answers a second."""
-        return (self.requests - self.failures) / self.seconds
+        """Right answers a second; of a closed loop while all its clients ask."""
+        answers, seconds = self.busy or (self.requests, self.seconds)
+        return answers / seconds * (1 - self.failures / self.requests)
 
     @property
     def is_rival(self) -> bool:
@@ -87,6 +90,7 @@ class Measured:
             self.cpu_seconds + more.cpu_seconds,
             max(self.memory, more.memory),
             self.rate,
+            (self.busy[0] + more.busy[0], self.busy[1] + more.busy[1]) if self.busy and more.busy else None,
         )
 
 

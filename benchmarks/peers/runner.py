@@ -17,6 +17,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import psutil
 
@@ -27,7 +28,7 @@ from benchmarks.harness import service
 from benchmarks.peers import published, report
 from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT, Peer
 from benchmarks.peers.environment import CannotServe, prepare, serving
-from benchmarks.peers.load import Answer, Endpoint, Looks, Work, closed, in_turn, opened
+from benchmarks.peers.load import Answer, Endpoint, Looks, Work, busy, closed, in_turn, opened
 from benchmarks.peers.pair import Meter, Pair, endpoint
 from benchmarks.peers.results import Measured, Results
 from benchmarks.report import SERVED_ORDER
@@ -98,9 +99,9 @@ class Runner:
         with service(self._arguments.model, self._settings(Batching.WINDOW)) as target:
             served = endpoint(SAFELIGHT, target)
             _warm(served)
-            with Meter(target.pid) as meter:
-                answers = closed(CLIENTS)(served, self._requests(SATURATED))
-        self._results.window_rate = sum(not each.error for each in answers) / meter.seconds
+            answers = closed(CLIENTS)(served, self._requests(SATURATED))
+        counted, seconds = busy(answers, CLIENTS)
+        self._results.window_rate = counted / seconds * statistics.mean(not each.error for each in answers)
         return f"window mode makes {self._results.window_rate:.2f} pictures/s of mixed traffic"
 
     def _settings(self, batching: Batching = Batching.CONTINUOUS) -> dict[str, object]:
@@ -184,7 +185,8 @@ class Runner:
             if each is ours and share is second:
                 around_ours()
             _check(each, answers)
-            found.append(self._measured(part, pair, each, meter, answers, self._looks(answers), rate))
+            block = self._measured(part, pair, each, meter, answers, self._looks(answers), rate)
+            found.append(replace(block, busy=busy(answers, CLIENTS)) if rate is None else block)
         return found
 
     def _looks(self, answers: Sequence[Answer]) -> Looks:

@@ -60,7 +60,9 @@ def read(file: Path) -> Benchmark:
         extra = (medians["encode"][slots] + medians["decode"][slots]) / slots
         machine = Machine(tuple(medians["step"].items()), extra, slots, found["machine"])
         ours = [each for each in found["measured"] if each["target"] == "safelight"]
-        saturated = [len(each["latencies"]) / each["seconds"] for each in ours if each["part"] == "uniform"]
+        uniform = [each for each in ours if each["part"] == "uniform"]
+        busy = [each.get("busy") or (len(each["latencies"]), each["seconds"]) for each in uniform]
+        saturated = [answers / seconds for answers, seconds in busy]
         rate = max((each["rate"] for each in ours if each.get("rate")), default=None)
         mixed = [one for each in ours if rate and each.get("rate") == rate for one in each["latencies"]]
         return Benchmark(machine, saturated, rate, mixed)

@@ -11,7 +11,7 @@ from benchmarks import alone, suite
 from benchmarks.peers import report, runner
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
 from benchmarks.peers.environment import CannotServe
-from benchmarks.peers.load import Answer, Endpoint, closed
+from benchmarks.peers.load import Answer, Endpoint, busy, closed
 from benchmarks.peers.results import OURS, Measured, Results
 from benchmarks.traffic import MIXES, Request, all_at_once
 
@@ -191,6 +191,17 @@ def test_a_client_that_lost_its_patience_asks_no_more() -> None:
 
     closed(4)(Silent(SAFELIGHT, "127.0.0.1", 0, 0), all_at_once(MIXES["uniform"], 20, "test"))
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_closed_loop_counts_as_long_as_all_its_clients_ask(batch: int) -> None:
+    """What comes one by one, and what comes in batches: both make 8 a second, and end with less and less to do."""
+    (request,) = all_at_once(MIXES["uniform"], 1, "test")
+    ends = [batch * (1 + number // batch) / 8 for number in range(80)] + [11.0 + number for number in range(16)]
+    answers, seconds = busy([Answer(request, min(ended, 2.0), ended=ended) for ended in ends], clients=16)
+    assert (answers, seconds) == (80, pytest.approx(10.0))
+    block = Measured("uniform", OURS, "mosec", 27.0, [2.0] * 96, {}, busy=(answers, seconds))
+    assert (block + block).throughput == pytest.approx(8.0)
 
 
 def test_every_peer_is_asked_for_the_same() -> None:

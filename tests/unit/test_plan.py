@@ -95,7 +95,7 @@ def results(file: Path, seconds_of_a_step: float) -> Path:
     """What a benchmark leaves of a machine that has two slots and needs no time beside its steps."""
     curve = [{"pictures": n, "encode": 0.0, "step": seconds_of_a_step, "decode": 0.0} for n in (1, 2)]
     block = {"target": "safelight", "beside": "other", "latencies": [20 * seconds_of_a_step] * 10, "rate": None}
-    uniform = {**block, "part": "uniform", "seconds": 100 * seconds_of_a_step}
+    uniform = {**block, "part": "uniform", "busy": [10, 100 * seconds_of_a_step]}
     mixed = {**block, "part": "mixed", "seconds": 1.0, "rate": 0.01}
     file.write_text(json.dumps({"machine": "a machine", "slots": 2, "curve": curve, "measured": [uniform, mixed]}))
     return file
@@ -120,7 +120,7 @@ def test_a_service_that_was_slower_than_its_pipeline_is_taken_as_it_was(tmp_path
     """Machines are counted by what it made, and the error of what the pipeline's own times say is told."""
     file = results(tmp_path / "results.json", seconds_of_a_step=0.1)
     found = json.loads(file.read_text())
-    found["measured"][0]["seconds"] *= 2
+    found["measured"][0]["busy"][1] *= 2
     file.write_text(json.dumps(found))
     told = CliRunner().invoke(main, ["plan", "--measured", str(file), "--rate", "1", "--p99", "9"])
     assert "makes 0.50 pictures/s" in told.output

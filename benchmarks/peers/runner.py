@@ -137,6 +137,7 @@ class Runner:
         return bool(self._results.of(part, peer.name)) or (part == MIXED and peer.name in self._results.saturated)
 
     def _part(self, part: str, pair: Pair) -> Iterator[str]:
+        limits: list[dict[str, float]] = []
         if part in published.SCENARIOS:
             blocks = self._scenario(part, pair)
         elif part == "idle":
@@ -144,7 +145,6 @@ class Runner:
         elif part in (MIXED, OWN_LOAD):
             blocks = self._open(part, pair)
         elif part == "uniform":
-            limits: list[dict[str, float]] = []
             blocks = self._blocks(
                 part,
                 pair,
@@ -152,12 +152,13 @@ class Runner:
                 self._requests(part),
                 around_ours=lambda: limits.append(self._limit(pair.bare)),
             )
-            both = {case: statistics.harmonic_mean(each[case] for each in limits) for case in limits[0]}
-            self._results.limits[pair.name] = both
-            yield "the bare pipeline: " + ", ".join(f"{case} {rate:.2f}/s" for case, rate in both.items())
         else:
             blocks = self._blocks(part, pair, closed(CLIENTS), self._requests(part))
         self._results.measured += blocks  # all or none, so that a run that goes on does not lack some
+        if limits:
+            limit = {case: statistics.harmonic_mean(each[case] for each in limits) for case in limits[0]}
+            self._results.limits[pair.name] = limit
+            yield "the bare pipeline: " + ", ".join(f"{case} {rate:.2f}/s" for case, rate in limit.items())
         for target in dict.fromkeys(each.target for each in blocks):
             yield report.line(self._results.blocks(part)[pair.name, target])
         if part == MIXED and not blocks:

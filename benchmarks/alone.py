@@ -33,6 +33,7 @@ from benchmarks.told import Told
 from benchmarks.traffic import MIXES, Request, all_at_once, draw
 
 Figures = dict[str, float]
+Asked = Mapping[str, Any]  # the body of a request
 
 SIZED_PICTURES, SIZED_CLIENTS = 96, 16
 FAVOURITES, REPEATED, REPEATED_STEPS, REPEAT_CLIENTS, HIT_SECONDS = 100, 400, 20, 8, 10.0
@@ -40,9 +41,6 @@ ZIPF = 1.1
 CROWD, HEALTH_SECONDS = 1000, 0.05
 STORM, STORM_STEPS, PATIENCE = 64, 50, 3.0
 MIB, GIB = 2.0**20, 2.0**30
-
-
-Asked = Mapping[str, Any]  # the body of a request
 
 
 @dataclass
@@ -140,8 +138,8 @@ def repeat(model: str) -> Figures:
             raise RuntimeError("pictures were made anew that the cache should have had")
     saved, predicted = 1 - made / REPEATED, 1 - distinct / REPEATED
     wrong = sum(picture != pictures[each["prompt"]] for each, picture in hits.seen)
-    figures = {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted, "wrong": first.wrong(model)}
-    figures["wrong"] += wrong
+    figures = {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted}
+    figures["wrong"] = first.wrong(model) + wrong
     return figures | {f"hit_{name}": value for name, value in hits.figures(meter, wrong).items()}
 
 

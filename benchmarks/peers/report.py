@@ -67,7 +67,7 @@ def tables(results: Results) -> Iterator[str]:
             yield table((_name(each), each) for each in blocks.values()) + "\n"
         if part == "mixed" and results.saturated:
             told = "; ".join(f"{TITLES[peer]} ({why})" for peer, why in results.saturated.items())
-            yield f"Saturated: {told}.\n"
+            yield f"Saturated, so that latencies grow for as long as one measures: {told}.\n"
 
 
 def _name(each: Measured) -> str:
@@ -116,7 +116,9 @@ def draw(results: Results, file: Path) -> None:
     """Each peer and Safelight beside it: throughput of uniform traffic and the limit, latencies of mixed traffic."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    uniform, mixed = results.pairs("uniform"), [*results.pairs("mixed"), *results.pairs("mixed, its own load")]
+    uniform = results.pairs("uniform")
+    carried = [pair for pair in results.pairs("mixed") if pair[0].target not in results.saturated]
+    mixed = [*carried, *results.pairs("mixed, its own load")]
     _bars(left, "Uniform, 16 clients: pictures a second", uniform, "throughput")
     for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
         if rates := [limit[case] for limit in results.limits.values()]:

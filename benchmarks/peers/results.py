@@ -200,7 +200,8 @@ class Results:
                 lacking.append(theirs.throughput / ours.throughput)
                 continue
             mine, yours = cast(tuple[float, float], values)
-            found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
+            told = ", saturated" if part == "mixed" and theirs.target in self.saturated else ""
+            found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target + told))
             enough.append(theirs.throughput / ours.throughput)
         if not found and not lacking:
             return Bar(name, None, bar, why="no peer without failures" if self.pairs(part) else "not measured")
@@ -220,9 +221,10 @@ class Results:
             yield Bar(name, statistics.median(shares) if shares else None, 0.97, why=why)
 
     def _mixed(self) -> Iterator[Bar]:
-        part = "mixed" if self.pairs("mixed") else "mixed, its own load"
-        for figure, bar in (("p50", 2.5), ("p95", 1.4)):
-            yield self._against(f"2. {part}: best peer's {figure} over ours", part, figure, bar)
+        for part in ("mixed", "mixed, its own load"):
+            for figure, bar in (("p50", 2.5), ("p95", 1.4)):
+                if part == "mixed" or self.pairs(part):
+                    yield self._against(f"2. {part}: best peer's {figure} over ours", part, figure, bar)
         yield self._against(
             "2. mixed, saturated: throughput over the best peer's", "mixed saturated", "throughput", EQUAL
         )

@@ -4,7 +4,7 @@
   uniform          16 closed-loop clients, 20 steps; before and after Safelight the bare pipeline, which is the limit
   mixed saturated  16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5
   mixed            the same, open loop: seeded Poisson arrivals at 0.7 of what Safelight's `window` mode makes of them
-  mixed, its own load   the same, for a peer that cannot carry that, at 0.7 of what it makes itself
+  mixed, its own load   the same, for a peer that cannot carry that, once more at 0.7 of what it makes itself
   one user, eight users   the published experiment's scenarios, by Locust, with the servers that it had
 
 A part is done in blocks: peer, Safelight, Safelight, peer; one of the published scenarios once by each. A peer that
@@ -45,7 +45,7 @@ IDLE_BLOCK = 5
 WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES["uniform"], 16))  # BentoML learns from its first dozen batches
 SATURATED, MIXED, OWN_LOAD = "mixed saturated", "mixed", "mixed, its own load"
 PARTS = ("idle", "uniform", SATURATED, MIXED, OWN_LOAD, *published.SCENARIOS)
-FULL = {"idle": 30, "uniform": 192, SATURATED: 192, MIXED: 300, OWN_LOAD: 120}
+FULL = {"idle": 30, "uniform": 192, SATURATED: 192, MIXED: 120, OWN_LOAD: 120}
 QUICK = {"idle": 10, "uniform": 64, SATURATED: 64, MIXED: 60, OWN_LOAD: 60}
 ALL_PARTS_OF = {"plain-async"}  # of the plain endpoints, as fast as any; the others are for the published scenarios
 PUBLISHED = {*PLAIN, "window"}
@@ -132,9 +132,8 @@ class Runner:
             yield self._failed(peer.name, error)
 
     def _is_done(self, part: str, peer: Peer) -> bool:
-        if part == OWN_LOAD and self._results.of(MIXED, peer.name):
-            return True
-        return bool(self._results.of(part, peer.name)) or (part == MIXED and peer.name in self._results.saturated)
+        is_carried = bool(self._results.of(MIXED, peer.name)) and peer.name not in self._results.saturated
+        return bool(self._results.of(part, peer.name)) or (part == OWN_LOAD and is_carried)
 
     def _part(self, part: str, pair: Pair) -> Iterator[str]:
         limits: list[dict[str, float]] = []
@@ -161,7 +160,7 @@ class Runner:
             yield "the bare pipeline: " + ", ".join(f"{case} {rate:.2f}/s" for case, rate in limit.items())
         for target in dict.fromkeys(each.target for each in blocks):
             yield report.line(self._results.blocks(part)[pair.name, target])
-        if part == MIXED and not blocks:
+        if part == MIXED and pair.name in self._results.saturated:
             yield f"{pair.name} cannot carry mixed traffic: {self._results.saturated[pair.name]}"
 
     def _blocks(
@@ -258,7 +257,6 @@ class Runner:
         if rate > CARRIED * carried:
             why = f"{rate:.2f} requests/s would come, and it makes {carried:.2f} pictures/s at most"
             self._results.saturated[pair.name] = why
-            return []
         requests = block("mixed", LOAD, 0, rate, self._counts[part], self._seed)
         half = len(requests) // 2
         halves = requests[:half], block("mixed", LOAD, 1, rate, len(requests) - half, self._seed)
@@ -297,13 +295,10 @@ def _check(target: Endpoint, answers: Sequence[Answer]) -> None:
 
 
 def seconds_of(part: str, arguments: argparse.Namespace) -> float:
-    """About how long a part takes of a peer and of Safelight, on two cores and with the embedded model.
-
-    Of the last two kinds of mixed traffic a peer does one, most the second.
-    """
+    """About how long a part takes of a peer and of Safelight, on two cores and with the embedded model."""
     if part in published.SCENARIOS:
         return 2 * published.SCENARIOS[part].scaled(arguments.scale_time).seconds + 10
-    each = {"idle": 2.5, "uniform": 0.75, SATURATED: 0.6, MIXED: 0.2, OWN_LOAD: 1.1}[part]
+    each = {"idle": 2.5, "uniform": 0.75, SATURATED: 0.6, MIXED: 1.0, OWN_LOAD: 1.1}[part]
     return (QUICK if arguments.quick else FULL)[part] * each
 
 

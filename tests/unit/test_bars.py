@@ -118,6 +118,19 @@ def test_blocks_of_the_same_are_one() -> None:
     assert (ours.requests, ours.latencies[0]) == (100, 0.5)
 
 
+def test_a_saturated_peer_is_told_and_measured_again_at_a_load_that_it_carries() -> None:
+    """Its latencies at the common load say little, and the bars are the same for both."""
+    own = "mixed, its own load"
+    results = Results(SETTINGS, saturated={"mosec": "too slow"})
+    for part, theirs in (("mixed", 30.0), (own, 2.0)):
+        results.measured += [measured(part, "mosec", "mosec", 100.0, theirs), measured(part, OURS, "mosec", 50.0, 1.0)]
+    found = {bar.name: bar.verdict for bar in results.bars() if bar.name.startswith("2. mixed") and "p50" in bar.name}
+    assert found == {
+        "2. mixed: best peer's p50 over ours (mosec, saturated)": "met",
+        f"2. {own}: best peer's p50 over ours (mosec)": "missed",
+    }
+
+
 def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     """Between the marks, over what stood there."""
     results = Results(SETTINGS, machine="a machine", not_run={"ray": "no reason"})

@@ -25,7 +25,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.bare import bare_process
-from benchmarks.harness import PNG, Service, ask, service
+from benchmarks.harness import PNG, Service, service
 from benchmarks.peers.colours import CHECKED, right_colour
 from benchmarks.peers.pair import Meter
 from benchmarks.peers.results import Measured
@@ -41,6 +41,7 @@ ZIPF = 1.1
 CROWD, HEALTH_SECONDS = 1000, 0.05
 STORM, STORM_STEPS, PATIENCE = 64, 50, 3.0
 MIB, GIB = 2.0**20, 2.0**30
+HEADERS = {"Content-Type": "application/json", "Accept": "image/png"}
 
 
 @dataclass
@@ -50,15 +51,28 @@ class Answers:
     latencies: list[float] = field(default_factory=list)
     seen: list[tuple[Asked, bytes]] = field(default_factory=list)
 
+    def ask(self, connection: http.client.HTTPConnection, asked: Asked, is_looked_at: bool) -> None:
+        """Wait for one picture; anything else ends the workload."""
+        began = time.perf_counter()
+        connection.request("POST", "/generate", json.dumps(asked), HEADERS)
+        answer = connection.getresponse()
+        picture = answer.read()
+        if not picture.startswith(PNG):
+            raise SystemExit(f"the service answered {answer.status}: {picture[:500]!r}")
+        self.latencies.append(time.perf_counter() - began)
+        if is_looked_at:
+            self.seen.append((asked, picture))
+
     def figures(self, meter: Meter, wrong: int) -> Figures:
-        """Of all of them, of whom so many were `wrong`; what is no picture has ended the workload before."""
+        """Of all of them, of whom so many were `wrong`."""
         measured = Measured("", "", "", meter.seconds, self.latencies, {})
         told = {name: measured.figure(name) for name in ("throughput", "p50", "p90", "p95", "p99")}
         return {
             "requests": measured.requests,
             "mean": float(np.mean(self.latencies)),
             **{name: value for name, value in told.items() if value is not None},
-            **_used(meter),
+            "cores": meter.cpu_seconds / meter.seconds,
+            "memory_mib": meter.memory / MIB,
             "looked_at": len(self.seen),
             "wrong": wrong,
         }
@@ -78,10 +92,6 @@ def _request(asked: Asked) -> Request:
 
 def _size(asked: Asked) -> dict[str, int]:
     return {name: asked[name] for name in ("width", "height") if name in asked}
-
-
-def _used(meter: Meter) -> Figures:
-    return {"cores": meter.cpu_seconds / meter.seconds, "memory_mib": meter.memory / MIB}
 
 
 def sizes(model: str) -> Figures:
@@ -153,7 +163,6 @@ def _many(
     """Ask for all from so many clients, each over a connection that is kept; of `looked_at` answers one is kept."""
     left, lock = iter(enumerate(bodies)), threading.Lock()
     found = Answers()
-    headers = {"Content-Type": "application/json", "Accept": "image/png"}
 
     def client(_number: int) -> None:
         with contextlib.closing(target.connect()) as connection:
@@ -162,15 +171,7 @@ def _many(
                     number, body = next(left, (0, None))
                 if body is None:
                     break
-                began = time.perf_counter()
-                connection.request("POST", "/generate", json.dumps(body), headers)
-                answer = connection.getresponse()
-                picture = answer.read()
-                if not picture.startswith(PNG):
-                    raise SystemExit(f"the service answered {answer.status}")
-                found.latencies.append(time.perf_counter() - began)
-                if number % looked_at == 0:
-                    found.seen.append((body, picture))
+                found.ask(connection, body, is_looked_at=number % looked_at == 0)
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))
@@ -186,18 +187,17 @@ def crowd(model: str) -> Figures:
         doctor.start()
         ours.recv()  # it is there
         with Meter(target.pid) as meter:
-            counts = asyncio.run(_crowd(target))
+            counts, answers = asyncio.run(_crowd(target))
         ours.send("enough")
         health = ours.recv()
         doctor.join()
     refused, completed = counts.pop(429, 0), counts.pop(200, 0)
     asked = Measured("", "", "", meter.seconds, [each for each in health if each is not None], {})
     p99 = asked.figure("p99")
-    return {
+    return answers.figures(meter, answers.wrong(model)) | {
         "requests": CROWD,
         "completed": completed,
         "refused": refused,
-        "cores": meter.cpu_seconds / meter.seconds,
         "failures": sum(counts.values()) + health.count(None),
         "health_checks": len(health),
         **({} if p99 is None else {"health_p99": p99}),
@@ -205,22 +205,31 @@ def crowd(model: str) -> Figures:
     }
 
 
-async def _crowd(target: Service) -> Counter[int]:
-    """How many were answered with which status."""
+async def _crowd(target: Service) -> tuple[Counter[int], Answers]:
+    """How many were answered with which status, and those with a picture."""
     url = f"http://{target.host}:{target.port}"
+    found = Answers()
     bodies = [replace(each, steps=4).body() for each in draw(MIXES["uniform"], CROWD, 1.0, "crowd")]
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
 
-        async def client(body: Mapping[str, object]) -> int:
+        async def client(number: int, body: Asked) -> int:
+            began = time.perf_counter()
             try:
-                async with session.post(f"{url}/generate", json=body, headers={"Accept": "image/png"}) as answer:
+                async with session.post(f"{url}/generate", json=body, headers=HEADERS) as answer:
                     picture = await answer.read()
-                    return answer.status if answer.status != 200 or picture.startswith(PNG) else -1
             except (aiohttp.ClientError, TimeoutError):
                 return 0
+            if answer.status != 200:
+                return answer.status
+            if not picture.startswith(PNG):
+                return -1
+            found.latencies.append(time.perf_counter() - began)
+            if number % CHECKED == 0:
+                found.seen.append((body, picture))
+            return 200
 
-        return Counter(await asyncio.gather(*map(client, bodies)))
+        return Counter(await asyncio.gather(*itertools.starmap(client, enumerate(bodies)))), found
 
 
 def _ask_for_health(target: Service, connection: "Connection[object, object]") -> None:
@@ -249,18 +258,19 @@ def aborts(model: str) -> Figures:
     requests = [replace(each, steps=STORM_STEPS) for each in draw(MIXES["uniform"], STORM, 1.0, "storm")]
     source = random.Random(0)
     patience = [source.uniform(0.05, PATIENCE) if number % 2 else None for number in range(STORM)]
+    answers = Answers()
     with service(model, {}) as target:
 
-        def client(pair: tuple[Request, float | None]) -> bool:
-            request, seconds = pair
+        def client(number: int) -> bool:
+            request, seconds = requests[number], patience[number]
             with contextlib.closing(target.connect()) as connection:
                 if seconds is None:
-                    ask(connection, request)
+                    answers.ask(connection, request.body(), is_looked_at=number % CHECKED == 0)
                     return False
                 return _leave(connection, request, seconds)
 
         with Meter(target.pid) as meter, ThreadPoolExecutor(STORM) as pool:
-            left = sum(pool.map(client, zip(requests, patience, strict=True)))
+            left = sum(pool.map(client, range(STORM)))
         told = Told(target)
     cancelled = told.total("safelight_requests_total", outcome="cancelled", reason="disconnected")
     if cancelled != left:
@@ -268,13 +278,13 @@ def aborts(model: str) -> Figures:
     run = told.total("safelight_steps_total")
     in_vain = run - (STORM - left) * STORM_STEPS
     not_run = 1 - in_vain / (left * STORM_STEPS)
-    return {"requests": STORM, "left": left, "steps": run, "steps_in_vain": in_vain, "not_run": not_run, **_used(meter)}
+    storm = {"requests": STORM, "left": left, "steps": run, "steps_in_vain": in_vain, "not_run": not_run}
+    return answers.figures(meter, answers.wrong(model)) | storm
 
 
 def _leave(connection: http.client.HTTPConnection, request: Request, seconds: float) -> bool:
     """Hang up after so long; whether there was no answer until then."""
-    headers = {"Content-Type": "application/json", "Accept": "image/png"}
-    connection.request("POST", "/generate", json.dumps(request.body()), headers)
+    connection.request("POST", "/generate", json.dumps(request.body()), HEADERS)
     assert connection.sock is not None, "connected"
     connection.sock.settimeout(seconds)
     try:

@@ -1,110 +1,153 @@
 """Studies of parameters, each in one run, with the columns of the comparison with peers.
 
-  window   the published study of micro-batching: how long a batch gathers, and how large it may be; 16 closed-loop
-           users of Safelight's `window` mode, 20 steps
+  window   the published study of micro-batching: how long a batch gathers, and how large it may be, by the published
+           server under the published scenario of eight users, who come in less time; Safelight as it is beside it
   order    who of those that wait gets a slot of `continuous`: 16 closed-loop users of mixed traffic, half of whom wait
   memory   the bare pipeline at batch size 1 and 8: the order of weights in memory, and attention by PyTorch's fused
-           kernel, step by step, or in slices; a request is a call
+           kernel, step by step, or in slices; a request is a call, in a process whose memory is its own
 
 The cases take turns, round after round, so that a machine whose speed drifts is as fast for all.
 """
 
 import argparse
 import multiprocessing
+import os
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
 
 from benchmarks.bare import ATTENTION, BarePipeline
 from benchmarks.harness import service
-from benchmarks.peers import report
-from benchmarks.peers.catalogue import SAFELIGHT
-from benchmarks.peers.load import busy, closed
+from benchmarks.peers import published, report
+from benchmarks.peers.catalogue import PEERS, SAFELIGHT
+from benchmarks.peers.environment import serving
+from benchmarks.peers.load import Answer, Looks, busy, closed
 from benchmarks.peers.pair import Meter, endpoint
-from benchmarks.peers.results import Measured
-from benchmarks.traffic import MIXES, Request, all_at_once
-from observability.labels import Batching
+from benchmarks.peers.results import EIGHT_USERS, Measured
+from benchmarks.traffic import MIXES, all_at_once
 from service.engine import policy
 
 GATHER_MS, SIZES = (250, 500, 1000), (4, 8, 16)
-USERS, PICTURES = 16, 64  # a batch of the largest size can be full
-CROWD, MIXED_PICTURES = 16, 96
+SCENARIO = published.SCENARIOS[EIGHT_USERS].scaled(0.1)
+USERS, PICTURES = 16, 96
 BATCHES, CALLS = (1, 8), 3
-ORDERS = ("as loaded", "channels last")  # of weights
-ORDERS_OF_SERVICE = tuple(policy.ORDERS)
+WEIGHTS = ("as loaded", "channels last")
+KIB = 1024
 
 
 def window(model: str, rounds: int) -> Iterator[Measured]:
     """Each case in each round."""
-    requests = all_at_once(MIXES["uniform"], PICTURES, "study")
-    for _, milliseconds, size in product(range(rounds), GATHER_MS, SIZES):
-        settings = {"batching": Batching.WINDOW, "batch_window_ms": milliseconds, "max_batch": size}
-        yield _served(model, settings, f"{milliseconds} ms, at most {size}", USERS, requests)
+    cases: list[tuple[int, int] | None] = [*product(GATHER_MS, SIZES), None]
+    for _, case in product(range(rounds), cases):
+        with ExitStack() as stack:
+            if case is None:
+                name, served = SAFELIGHT.title, endpoint(SAFELIGHT, stack.enter_context(service(model, {})))
+            else:
+                milliseconds, size = case
+                name = f"window of {milliseconds} ms, at most {size}"
+                variables = {"PEER_WINDOW_S": milliseconds / 1000, "PEER_BATCH": size}
+                served = stack.enter_context(serving(PEERS["window"], model, variables=variables))
+            closed(USERS)(served, published.REQUESTS[:USERS])  # until it is warm
+            with Meter(served.pid) as meter:
+                answers, looks, seconds = published.run(served, SCENARIO)
+        yield _measured(name, answers, looks, meter, seconds)
 
 
 def order(model: str, rounds: int) -> Iterator[Measured]:
     """Each case in each round, which has requests of its own."""
     mix = MIXES["mixed"]
     for number in range(rounds):
-        requests = all_at_once(mix, MIXED_PICTURES // len(mix.kinds()), f"study {number}")
-        for each in ORDERS_OF_SERVICE:
-            yield _served(model, {"order": each}, each.replace("_", " "), CROWD, requests)
+        requests = all_at_once(mix, PICTURES // len(mix.kinds()), f"study {number}")
+        for each in policy.ORDERS:
+            with service(model, {"order": each}) as target:
+                served = endpoint(SAFELIGHT, target)
+                closed(USERS)(served, requests[:USERS])
+                with Meter(target.pid) as meter:
+                    answers = closed(USERS)(served, requests)
+            looks = Looks.at(answers)
+            yield _measured(each.replace("_", " "), answers, looks, meter, meter.seconds, busy(answers, USERS))
 
 
-def _served(model: str, settings: Mapping[str, object], case: str, users: int, requests: Sequence[Request]) -> Measured:
-    """By a service of its own, which is warm."""
-    with service(model, settings) as target:
-        served = endpoint(SAFELIGHT, target)
-        closed(users)(served, requests[:users])
-        with Meter(target.pid) as meter:
-            answers = closed(users)(served, requests)
+def _measured(
+    case: str,
+    answers: Sequence[Answer],
+    looks: Looks,
+    meter: Meter,
+    seconds: float,
+    busy: tuple[int, float] | None = None,
+) -> Measured:
     return Measured(
         "study",
         case,
         "",
-        meter.seconds,
+        seconds,
         [each.seconds for each in answers if not each.error],
         dict(Counter(each.error for each in answers if each.error)),
+        looked_at=looks.count,
+        wrong=len(looks.doubtful),
         cpu_seconds=meter.cpu_seconds,
         memory=meter.memory,
-        busy=busy(answers, users),
+        busy=busy,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How the bare pipeline is called: one of `WEIGHTS`, one of `ATTENTION`, and how many pictures at once."""
+
+    weights: str
+    attention: str
+    batch: int
 
 
 def memory(model: str, rounds: int) -> Iterator[Measured]:
     """Each case in each round, in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_memory, args=(model, rounds, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        while True:
-            told = ours.recv()
-            with Meter(process.pid or 0) as meter:
-                seconds = ours.recv()
-            yield Measured(
-                "memory", told, "", sum(seconds), seconds, {}, cpu_seconds=meter.cpu_seconds, memory=meter.memory
-            )
-    except EOFError:  # it is done
+    for _, *case in product(range(rounds), WEIGHTS, ATTENTION, BATCHES):
+        call = Call(*case)
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_called, args=(model, call, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            yield ours.recv()
+        except EOFError:
+            process.join()
+            raise SystemExit(f"the process with the pipeline ended with {process.exitcode}") from None
         process.join()
-    if process.exitcode:
-        raise SystemExit(f"the process with the pipeline ended with {process.exitcode}")
 
 
-def _memory(model: str, rounds: int, connection: "Connection[Any, Any]") -> None:
-    """Send the name of each case, and then the seconds of its calls."""
+def _called(model: str, call: Call, connection: "Connection[Measured, None]") -> None:
+    """Send what the calls took; memory is the most that was resident while it called, weights and libraries too."""
     pipeline = BarePipeline(model)
-    for _, weights, attention, batch in product(range(rounds), ORDERS, ATTENTION, BATCHES):
-        pipeline.use_channels_last(weights != ORDERS[0])
-        pipeline.use_attention(attention)
-        pipeline.seconds(batch, batch, 2)
-        connection.send(f"weights {weights}, attention {attention}, batch {batch}")
-        connection.send([pipeline.seconds(batch, batch, MIXES["uniform"].steps[0]) for _ in range(CALLS)])
+    pipeline.use_channels_last(call.weights != WEIGHTS[0])
+    pipeline.use_attention(call.attention)
+    Path("/proc/self/clear_refs").write_text("5")  # forget what loading took
+    pipeline.seconds(call.batch, call.batch, 2)  # until it is warm
+    began = os.times()
+    seconds = [pipeline.seconds(call.batch, call.batch, MIXES["uniform"].steps[0]) for _ in range(CALLS)]
+    ended = os.times()
+    most = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert most is not None, "each process has it"
+    connection.send(
+        Measured(
+            "memory",
+            f"weights {call.weights}, attention {call.attention}, batch {call.batch}",
+            "",
+            sum(seconds),
+            seconds,
+            {},
+            cpu_seconds=ended.user + ended.system - began.user - began.system,
+            memory=int(most[1]) * KIB,
+        )
+    )
 
 
 STUDIES = {"window": window, "order": order, "memory": memory}

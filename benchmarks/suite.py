@@ -20,9 +20,10 @@ import torch
 from benchmarks import alone
 from benchmarks.peers import report
 from benchmarks.peers.catalogue import PEERS
-from benchmarks.peers.environment import requirements
-from benchmarks.peers.results import Results
-from benchmarks.peers.runner import MIXED, OWN_LOAD, PARTS, SATURATED, Runner, parts_of, seconds_of
+from benchmarks.peers.environment import ROOT, requirements
+from benchmarks.peers.published import SCENARIOS
+from benchmarks.peers.results import IDLE, MIXED, OWN_LOAD, SATURATED, UNIFORM, Results
+from benchmarks.peers.runner import PARTS, Runner, is_done, parts_of, seconds_of
 from service.engine.torch_setup import describe_machine
 
 RESULTS, PLOT = Path("benchmarks/RESULTS.md"), Path("benchmarks/plots/peers.png")
@@ -30,8 +31,10 @@ WRITTEN = Path("benchmarks/results.json")  # what stands there
 EMBEDDED = "models/tiny"
 MADE = Path("build/models")
 QUICK_PEERS = ("window", "mosec")
-QUICK_PARTS = ("idle", "uniform", SATURATED, MIXED)
+QUICK_PARTS = (IDLE, UNIFORM, SATURATED, MIXED)
 SETTINGS = ("model", "seed", "quick", "scale_time", "device")
+WHOLE = {"model": EMBEDDED, "quick": False, "scale_time": 0.42, "device": "cpu"}
+MEASURED = ("service", "observability", "models", "requirements.lock", "benchmarks")  # but for what is written there
 PACKAGES = ("safelight", "torch", "diffusers", "transformers", "numpy")
 START_SECONDS = 75.0  # of a peer, of Safelight and of the bare pipeline, with their first pictures
 ALONE_SECONDS = 60.0
@@ -58,18 +61,18 @@ def start_results(arguments: argparse.Namespace) -> Results:
 
 
 def revision() -> str:
-    """The commit that is measured, and whether it was changed since."""
+    """The last commit of what is measured, and whether it was changed since."""
+    written = (f":!{each}" for each in (RESULTS, WRITTEN, PLOT.parent))
+    paths = ["--", *MEASURED, *written]
+
+    def git(*words: str) -> str:
+        command = ["git", *words, *paths]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
     try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
+        return git("log", "-1", "--format=%h") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):  # an archive of the files
         return "unknown"
-    return told.stdout.strip()
 
 
 def minutes(arguments: argparse.Namespace) -> float:
@@ -89,23 +92,28 @@ def plan(arguments: argparse.Namespace) -> str:
     )
 
 
-def is_whole(arguments: argparse.Namespace) -> bool:
-    """Whether nothing is left out."""
-    wanted = list(PEERS), list(PARTS), list(alone.WORKLOADS)
-    return not arguments.quick and (arguments.peers, arguments.parts, arguments.alone) == wanted
+def is_whole(results: Results) -> bool:
+    """Whether each peer and workload was measured as the page says, or there is a reason why not."""
+    done = (
+        is_done(results, part, peer) or bool({peer, *(["locust"] if part in SCENARIOS else [])} & {*results.not_run})
+        for peer in PEERS
+        for part in parts_of(peer, PARTS)
+    )
+    workloads = {*results.alone, *results.not_run}
+    return WHOLE.items() <= results.settings.items() and all(done) and set(alone.WORKLOADS) <= workloads
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=EMBEDDED, help="diffusers folder, or one that is made: sd15, sdxl")
+    parser.add_argument("--model", default=WHOLE["model"], help="diffusers folder, or one that is made: sd15, sdxl")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of all")
     parser.add_argument("--seed", type=int, default=0, help="of the traffic")
     parser.add_argument("--only", dest="peers", action="append", choices=list(PEERS), help="this peer; may be repeated")
     parser.add_argument("--part", dest="parts", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--alone", action="append", choices=[*alone.WORKLOADS, "none"], help="this workload; or none")
     parser.add_argument("--quick", action="store_true", help="the core, in ten minutes")
-    parser.add_argument("--scale-time", type=float, default=0.42, help="by which the published scenarios are shorter")
+    parser.add_argument("--scale-time", type=float, default=WHOLE["scale_time"], help="of the published scenarios")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="file of the results")
     parser.add_argument("--resume", action="store_true", help="go on where the run ended that wrote that file")
     parser.add_argument("--report", action="store_true", help="measure nothing: only tell what is in that file")
@@ -153,7 +161,7 @@ def main() -> None:
             print(f"{spent:5.1f} of about {about:.0f} min  {told}", file=sys.stderr, flush=True)
             results.write(arguments.json)
     print(report.markdown(results))
-    if arguments.write and not is_whole(arguments):
+    if arguments.write and not is_whole(results):
         print(f"{RESULTS} is of whole runs: it stays as it is", file=sys.stderr)
     elif arguments.write:
         results.write(WRITTEN)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from service.errors import StartupError
 from service.settings import PREFIX, Settings, load
@@ -293,6 +294,7 @@ def plan(measured: Path | None, rate: float, p99: float, gpu_price: float, **opt
 
     The policy is the one that scales a fleet. Needs SimPy: pip install 'safelight[plan]'.
     """
+    _refuse_useless(measured is not None)
     with starting():
         try:
             from service.scaling.plan import plan as simulate_launch
@@ -302,6 +304,17 @@ def plan(measured: Path | None, rate: float, p99: float, gpu_price: float, **opt
         if measured is not None:
             sys.exit(size(file=measured, rate=rate, p99=p99, price=gpu_price, steps=options["steps"]))
         sys.exit(simulate_launch(**options))
+
+
+def _refuse_useless(is_measured: bool) -> None:
+    """Raises `click.UsageError` for options of `plan` that would change nothing."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        is_given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        is_of_measured = option.name in ("rate", "p99", "gpu_price")
+        is_useful = option.name in ("measured", "steps") or is_of_measured == is_measured
+        if is_given and not is_useful:
+            raise click.UsageError(f"{option.opts[0]} goes {'not' if is_measured else 'only'} with --measured.")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -75,8 +76,10 @@ def _run(*command: str) -> None:
 
 
 @contextmanager
-def serving(peer: Peer, model: str, device: str = "cpu") -> Iterator[Endpoint]:
-    """The peer, ready, until the block ends. Raises `CannotServe`."""
+def serving(
+    peer: Peer, model: str, device: str = "cpu", variables: Mapping[str, object] = MappingProxyType({})
+) -> Iterator[Endpoint]:
+    """The peer, ready, until the block ends; with more environment `variables`. Raises `CannotServe`."""
     folder = prepare(peer.environment, peer.python)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -94,6 +97,7 @@ def serving(peer: Peer, model: str, device: str = "cpu") -> Iterator[Endpoint]:
             "PEER_MODEL": str(Path(model).resolve()),
             "PEER_DEVICE": device,
             "PEER_PORT": str(port),
+            **{name: str(value) for name, value in variables.items()},
         }
         command = [str(folder / "bin" / program), *arguments]
         log = Path(here, "log")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.peers.environment import ROOT, CannotServe, prepare
 from benchmarks.peers.load import Answer, Endpoint, Looks
+from benchmarks.peers.results import EIGHT_USERS, ONE_USER
 from benchmarks.traffic import MIXES, all_at_once
 
 ARRIVAL_SECONDS = 50.0
@@ -32,7 +33,7 @@ class Scenario:
 
 
 REQUESTS = all_at_once(MIXES["uniform"], 1000, "users")
-SCENARIOS = {"one user": Scenario(1), "eight users": Scenario(8)}
+SCENARIOS = {ONE_USER: Scenario(1), EIGHT_USERS: Scenario(8)}
 
 
 def run(endpoint: Endpoint, scenario: Scenario) -> tuple[list[Answer], Looks, float]:

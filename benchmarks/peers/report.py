@@ -9,7 +9,18 @@ from matplotlib.figure import Figure
 
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
 from benchmarks.peers.published import ARRIVAL_SECONDS
-from benchmarks.peers.results import OURS, Measured, Results
+from benchmarks.peers.results import (
+    EIGHT_USERS,
+    IDLE,
+    MIXED,
+    ONE_USER,
+    OURS,
+    OWN_LOAD,
+    SATURATED,
+    UNIFORM,
+    Measured,
+    Results,
+)
 
 BEGIN, END = "<!-- peers: written by make bench -->", "<!-- peers: end -->"
 PICTURE = "![Each peer and Safelight beside it](plots/peers.png)"
@@ -21,14 +32,14 @@ TITLES = {
     "ideal": "an ideal engine (simulated)",
 }
 COLUMNS = ("requests", "failures", "mean s", "per second", "p50", "p90", "p95", "p99", "cores", "MiB", "right")
-PARTS = {
-    "idle": "One client, one request after the other, all in turns; 20 steps",
-    "uniform": "Uniform: 16 closed-loop clients, 20 steps",
-    "mixed saturated": "Mixed, saturated: 16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5",
-    "mixed": "Mixed, open loop, at 0.7 of the {rate:.2f} pictures/s that Safelight's window mode makes of it at most",
-    "mixed, its own load": "Mixed, open loop, at 0.7 of what a saturated peer makes of it at most",
-    "one user": "The published scenario of one user",
-    "eight users": "The published scenario of eight users, of whom one comes every {arrival:g} s",
+PART_TITLES = {
+    IDLE: "One client, one request after the other, all in turns; 20 steps",
+    UNIFORM: "Uniform: 16 closed-loop clients, 20 steps",
+    SATURATED: "Mixed, saturated: 16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5",
+    MIXED: "Mixed, open loop, at 0.7 of the {rate:.2f} pictures/s that Safelight's window mode makes of it at most",
+    OWN_LOAD: "Mixed, open loop, at 0.7 of what a saturated peer makes of it at most",
+    ONE_USER: "The published scenario of one user",
+    EIGHT_USERS: "The published scenario of eight users, of whom one comes every {arrival:g} s",
 }
 
 
@@ -59,13 +70,15 @@ def table(rows: Iterable[tuple[str, Measured]]) -> str:
 
 
 def tables(results: Results) -> Iterator[str]:
-    """One for each part."""
-    for part, title in PARTS.items():
+    """One for each part; a peer, and then what was beside it."""
+    order = {peer: number for number, peer in enumerate(PEERS)}
+    for part, title in PART_TITLES.items():
         if blocks := results.blocks(part):
             told = title.format(arrival=ARRIVAL_SECONDS * results.settings["scale_time"], rate=results.window_rate)
             yield f"**{told}**\n"
-            yield table((_name(each), each) for each in blocks.values()) + "\n"
-        if part == "mixed" and results.saturated:
+            rows = sorted(blocks.values(), key=lambda each: (order[each.beside], each.target != each.beside))
+            yield table((_name(each), each) for each in rows) + "\n"
+        if part == MIXED and results.saturated:
             told = "; ".join(f"{TITLES[peer]} ({why})" for peer, why in results.saturated.items())
             yield f"Saturated, so that latencies grow for as long as one measures: {told}.\n"
 
@@ -87,7 +100,7 @@ def markdown(results: Results) -> str:
         lines.append(f"| {each.name} | {value} | {sign} {each.bar:g} | {each.verdict} |")
     lines += ["", *tables(results)]
     for peer, limit in results.limits.items():
-        ours = results.blocks("uniform")[peer, OURS].throughput
+        ours = results.blocks(UNIFORM)[peer, OURS].throughput
         rates = ", ".join(f"{case} {rate:.2f} ({ours / rate:.3f})" for case, rate in limit.items())
         lines.append(
             f"Beside {TITLES[peer]}, the limit: pictures a second of the bare pipeline in a loop by batch size, and "
@@ -116,13 +129,13 @@ def draw(results: Results, file: Path) -> None:
     """Each peer and Safelight beside it: throughput of uniform traffic and the limit, latencies of mixed traffic."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    uniform = results.pairs("uniform")
-    carried = [pair for pair in results.pairs("mixed") if pair[0].target not in results.saturated]
-    mixed = [*carried, *results.pairs("mixed, its own load")]
+    uniform = results.pairs(UNIFORM)
+    carried = [pair for pair in results.pairs(MIXED) if pair[0].target not in results.saturated]
+    mixed = [*carried, *results.pairs(OWN_LOAD)]
     _bars(left, "Uniform, 16 clients: pictures a second", uniform, "throughput")
-    for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
-        if rates := [limit[case] for limit in results.limits.values()]:
-            left.axvline(float(np.mean(rates)), color="black", linestyle=style, label=f"bare pipeline, {case}")
+    for name, style in (("plain", ":"), ("raw", "--")):
+        if rates := [rate for _, rate in results.limits_at_slots(name).values()]:
+            left.axvline(float(np.mean(rates)), color="black", linestyle=style, label=f"bare pipeline, {name}")
     title = "Mixed: median and p95 (pale), s\n* at a load that it can carry"
     _bars(right, title, mixed, "p95", alpha=0.4)
     _bars(right, title, mixed, "p50")
@@ -137,7 +150,7 @@ def _bars(axes: Axes, title: str, pairs: Sequence[tuple[Measured, Measured]], fi
         label = ("peer", SAFELIGHT.title + " beside it")[side] if alpha == 1.0 else None
         places = [number + offset for number in range(len(pairs))]
         axes.barh(places, values, height=0.4, color=colour, alpha=alpha, label=label)
-    names = [TITLES[theirs.target] + " *" * (theirs.part == "mixed, its own load") for theirs, _ in pairs]
+    names = [TITLES[theirs.target] + " *" * (theirs.part == OWN_LOAD) for theirs, _ in pairs]
     axes.set_yticks(range(len(pairs)), names)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_title(title)

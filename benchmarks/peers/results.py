@@ -15,7 +15,9 @@ from benchmarks.curve import Sample
 from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT
 
 P99_LEAST = 300  # samples
-PUBLISHED = {"cpu": (1.4, 1.4), "cuda": (3.6, 4.0)}  # throughput and p99 of eight users
+IDLE, UNIFORM, SATURATED, MIXED, OWN_LOAD = "idle", "uniform", "mixed saturated", "mixed", "mixed, its own load"
+ONE_USER, EIGHT_USERS = "one user", "eight users"
+EIGHT_USERS_BARS = {"cpu": (1.4, 1.4), "cuda": (3.6, 4.0)}  # throughput and p99
 MACHINES = {"cpu": "", "cuda": ", on a GPU"}
 SPOILT = 0.01
 EQUAL = 0.98
@@ -122,7 +124,8 @@ class Results:
 
     `not_run` says of a peer or of a workload why. `limits` are pictures a second of the bare pipeline around what
     Safelight did beside each peer, by batch size, with weights as the engine orders them (`raw 8`) and as diffusers
-    does (`plain 8`); `curve` is its; `alone` are figures of what only Safelight was asked for.
+    does (`plain 8`: only at the slots that the engine had then); `curve` is its; `slots` are the latest engine's;
+    `alone` are figures of what only Safelight was asked for.
     """
 
     settings: dict[str, Any]
@@ -187,11 +190,17 @@ class Results:
     def _against(self, name: str, part: str, figure: str, bar: float, peers: Collection[str] = PEERS) -> Bar:
         """How many times better than the best peer: a throughput, or a latency.
 
-        A peer of whose answers more than `SPOILT` are failures is no rival; a failure of Safelight's misses the bar.
+        A peer of whose answers more than `SPOILT` are failures is no rival, nor is a saturated one at a load that it
+        cannot carry; a failure of Safelight's misses the bar.
         """
-        found, enough, lacking = [], [], []
+        if OURS in self.not_run:
+            return Bar(name, 0.0, bar, why=f"Safelight: {self.not_run[OURS]}")
+        found, enough, lacking, excluded = [], [], [], []
         for theirs, ours in self.pairs(part):
-            if theirs.target not in peers or not theirs.is_rival:
+            if theirs.target not in peers:
+                continue
+            if not theirs.is_rival or (part == MIXED and theirs.target in self.saturated):
+                excluded.append(theirs.target + (": failures" if not theirs.is_rival else ": saturated"))
                 continue
             if ours.failures:
                 return Bar(name, 0.0, bar, why=f"{ours.failures:.0f} of Safelight's requests failed")
@@ -200,57 +209,67 @@ class Results:
                 lacking.append(theirs.throughput / ours.throughput)
                 continue
             mine, yours = cast(tuple[float, float], values)
-            told = ", saturated" if part == "mixed" and theirs.target in self.saturated else ""
-            found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target + told))
+            found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
             enough.append(theirs.throughput / ours.throughput)
         if not found and not lacking:
-            return Bar(name, None, bar, why="no peer without failures" if self.pairs(part) else "not measured")
+            failed = [f"{peer}: {why}" for peer, why in self.not_run.items() if peer in {*peers, "locust"}]
+            return Bar(name, None, bar, why="; ".join(excluded or failed))
         if max(lacking, default=0.0) > max(enough, default=0.0):  # the best may be among them
             return Bar(name, None, bar, why=f"fewer than {P99_LEAST} samples")
         least, peer = min(found)
-        return Bar(f"{name} ({peer})", least, bar)
+        without = f"; without {', '.join(excluded)}" if excluded else ""
+        return Bar(f"{name} ({peer}{without})", least, bar)
 
     def _uniform(self) -> Iterator[Bar]:
-        yield self._against("1. uniform, 16 clients: throughput over the best peer's", "uniform", "throughput", EQUAL)
-        ours = {beside: each for (beside, target), each in self.blocks("uniform").items() if target == OURS}
-        for case in (f"plain {self.slots}", f"raw {self.slots}"):
+        yield self._against("1. uniform, 16 clients: throughput over the best peer's", UNIFORM, "throughput", EQUAL)
+        ours = {beside: each for (beside, target), each in self.blocks(UNIFORM).items() if target == OURS}
+        for order in ("plain", "raw"):
+            limits = self.limits_at_slots(order)
+            case = f"{order} {'/'.join(sorted({str(slots) for slots, _ in limits.values()}))}".strip()
             name = f"1. uniform, 16 clients: throughput over the bare pipeline's around it, {case} (median)"
-            shares = [ours[peer].throughput / rates[case] for peer, rates in self.limits.items()]
+            shares = [ours[peer].throughput / rate for peer, (_, rate) in limits.items()]
             failed = sum(each.failures for each in ours.values())
             why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
             yield Bar(name, statistics.median(shares) if shares else None, 0.97, why=why)
 
+    def limits_at_slots(self, order: str) -> dict[str, tuple[int, float]]:
+        """Around what Safelight did beside each peer: its slots, and the bare pipeline's rate at as many."""
+        found = {}
+        for peer, rates in self.limits.items():
+            (plain,) = (case for case in rates if case.startswith("plain"))
+            slots = int(plain.split()[1])
+            found[peer] = slots, rates[f"{order} {slots}"]
+        return found
+
     def _mixed(self) -> Iterator[Bar]:
-        for part in ("mixed", "mixed, its own load"):
+        for part in (MIXED, OWN_LOAD):
             for figure, bar in (("p50", 2.5), ("p95", 1.4)):
-                if part == "mixed" or self.pairs(part):
+                if part == MIXED or self.pairs(part):
                     yield self._against(f"2. {part}: best peer's {figure} over ours", part, figure, bar)
-        yield self._against(
-            "2. mixed, saturated: throughput over the best peer's", "mixed saturated", "throughput", EQUAL
-        )
+        yield self._against("2. mixed, saturated: throughput over the best peer's", SATURATED, "throughput", EQUAL)
 
     def _idle(self) -> Iterator[Bar]:
         name = "3. idle: seconds over the bare pipeline's, without encoding (medians)"
         over, gains = [], []
-        for theirs, ours in self.pairs("idle"):
-            bare = self.blocks("idle")[theirs.beside, "bare"]
+        for theirs, ours in self.pairs(IDLE):
+            bare = self.blocks(IDLE)[theirs.beside, "bare"]
             encode = self.encode_seconds[theirs.beside]
             over.append(statistics.median(ours.latencies) - statistics.median(bare.latencies) - encode)
             if theirs.is_rival:
                 gains.append((statistics.median(theirs.latencies) - statistics.median(ours.latencies), theirs.target))
-        failed = sum(ours.failures for _, ours in self.pairs("idle"))
+        failed = sum(ours.failures for _, ours in self.pairs(IDLE))
         why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
         yield Bar(name, statistics.median(over) if over else None, 0.005, most=True, why=why)
-        least, peer = min(gains, default=(None, "none"))
+        least, peer = min(gains, default=(None, "no peer"))
         yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS)
 
     def _published(self) -> Iterator[Bar]:
         figures = (("throughput", "requests a second over"), ("p99", "p99 below"))
-        for device, bars in PUBLISHED.items():
+        for device, bars in EIGHT_USERS_BARS.items():
             for (figure, what), bar in zip(figures, bars, strict=True):
                 name = f"4. published scenario of 8 users{MACHINES[device]}: {what} the best plain endpoint's"
                 if device == self.settings.get("device", "cpu"):
-                    yield self._against(name, "eight users", figure, bar, PLAIN)
+                    yield self._against(name, EIGHT_USERS, figure, bar, PLAIN)
                 else:
                     yield Bar(name, None, bar, why="this run is of another kind of machine")
 

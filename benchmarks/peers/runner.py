@@ -7,8 +7,8 @@
   mixed, its own load   the same, for a peer that cannot carry that, once more at 0.7 of what it makes itself
   one user, eight users   the published experiment's scenarios, by Locust, with the servers that it had
 
-A part is done in blocks: peer, Safelight, Safelight, peer; one of the published scenarios once by each. A peer that
-fails ends its own turn and not the run.
+A part is done in blocks: peer, Safelight, Safelight, peer; one of the published scenarios once by each, and `idle` five
+requests by each in turns. Who fails ends that turn and not the run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT, Peer
 from benchmarks.peers.environment import CannotServe, prepare, serving
 from benchmarks.peers.load import Answer, Endpoint, Looks, Work, busy, closed, in_turn, opened
 from benchmarks.peers.pair import Meter, Pair, endpoint
-from benchmarks.peers.results import Measured, Results
+from benchmarks.peers.results import IDLE, MIXED, OURS, OWN_LOAD, SATURATED, UNIFORM, Measured, Results
 from benchmarks.report import SERVED_ORDER
 from benchmarks.told import Told
 from benchmarks.traffic import MIXES, Mix, Request, all_at_once, block
@@ -42,14 +42,14 @@ CARRIED = 0.9  # of what a peer makes at most: with more, its queue grows for as
 RAW_BATCHES = (1, 2, 4, 8)
 CURVE_ROUNDS = 2
 IDLE_BLOCK = 5
-WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES["uniform"], 16))  # BentoML learns from its first dozen batches
-SATURATED, MIXED, OWN_LOAD = "mixed saturated", "mixed", "mixed, its own load"
-PARTS = ("idle", "uniform", SATURATED, MIXED, OWN_LOAD, *published.SCENARIOS)
-FULL = {"idle": 30, "uniform": 192, SATURATED: 192, MIXED: 120, OWN_LOAD: 120}
-QUICK = {"idle": 10, "uniform": 64, SATURATED: 64, MIXED: 60, OWN_LOAD: 60}
+WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES[UNIFORM], 16))  # BentoML learns from its first dozen batches
+PARTS = (IDLE, UNIFORM, SATURATED, MIXED, OWN_LOAD, *published.SCENARIOS)
+FULL = {IDLE: 30, UNIFORM: 192, SATURATED: 192, MIXED: 120, OWN_LOAD: 120}
+QUICK = {IDLE: 10, UNIFORM: 64, SATURATED: 64, MIXED: 60, OWN_LOAD: 60}
 ALL_PARTS_OF = {"plain-async"}  # of the plain endpoints, as fast as any; the others are for the published scenarios
-PUBLISHED = {*PLAIN, "window"}
-FAILURES = (CannotServe, psutil.Error, subprocess.SubprocessError, OSError, EOFError, RuntimeError, SystemExit)
+AS_PUBLISHED = {*PLAIN, "window"}
+THEIR_FAILURES = (CannotServe, psutil.Error)
+FAILURES = (subprocess.SubprocessError, OSError, EOFError, RuntimeError, LookupError, SystemExit)  # of all that is ours
 REASON_LENGTH = 500
 
 
@@ -60,17 +60,19 @@ class Runner:
         self._arguments = arguments
         self._results = results
         self._counts = QUICK if arguments.quick else FULL
+        self._parts: list[str] = list(arguments.parts)
         self._seed: int = arguments.seed
 
     def run(self) -> Iterator[str]:
         """Everything; yield what came out as it comes."""
-        if set(published.SCENARIOS) & set(self._arguments.parts):
+        if set(published.SCENARIOS) & set(self._parts):
+            self._results.not_run.pop("locust", None)
             try:
                 prepare("locust")
             except CannotServe as error:
                 yield self._failed("locust", error)
-                self._arguments.parts = [part for part in self._arguments.parts if part not in published.SCENARIOS]
-        if MIXED in self._arguments.parts and not self._results.window_rate:
+                self._parts = [part for part in self._parts if part not in published.SCENARIOS]
+        if MIXED in self._parts and not self._results.window_rate:
             yield self._window()
         for name in self._arguments.peers:
             yield from self._turn(PEERS[name])
@@ -79,19 +81,20 @@ class Runner:
                 yield self._alone(name)
 
     def _requests(self, part: str) -> list[Request]:
-        mix = MIXES["mixed" if part.startswith("mixed") else "uniform"]
+        mix = MIXES[MIXED if part.startswith(MIXED) else UNIFORM]
         return all_at_once(mix, self._counts[part] // len(mix.kinds()), f"{self._seed} {part}")
 
     def _alone(self, name: str) -> str:
         self._results.not_run.pop(name, None)
         try:
             figures = self._results.alone[name] = alone.WORKLOADS[name](self._arguments.model)
-        except FAILURES as error:
+        except (*THEIR_FAILURES, *FAILURES) as error:
             return self._failed(name, error)
         return f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
 
     def _failed(self, name: str, error: BaseException) -> str:
-        self._results.not_run[name] = f"{type(error).__name__}: {error}"[-REASON_LENGTH:]
+        told = f"{type(error).__name__}: {error}"[-REASON_LENGTH:]
+        self._results.not_run[name] = " ".join(told.split())  # it becomes a table's cell
         return f"{name}: {self._results.not_run[name]}"
 
     def _window(self) -> str:
@@ -110,10 +113,11 @@ class Runner:
         return {"batching": batching, "queue_limit": 10_000, "device": device, "dtype": dtype}
 
     def _turn(self, peer: Peer) -> Iterator[str]:
-        parts = [part for part in parts_of(peer.name, self._arguments.parts) if not self._is_done(part, peer)]
+        parts = [part for part in parts_of(peer.name, self._parts) if not is_done(self._results, part, peer.name)]
         if not parts:
             return
-        self._results.not_run.pop(peer.name, None)
+        for name in (peer.name, OURS):
+            self._results.not_run.pop(name, None)
         model, device = self._arguments.model, self._arguments.device
         try:
             with ExitStack() as stack:
@@ -126,24 +130,22 @@ class Runner:
                     with pair.only(each):
                         _warm(each)
                 for part in parts:
-                    if not self._is_done(part, peer):  # by the part before it
+                    if not is_done(self._results, part, peer.name):  # by the part before it
                         yield from self._part(part, pair)
-        except FAILURES as error:
+        except THEIR_FAILURES as error:
             yield self._failed(peer.name, error)
-
-    def _is_done(self, part: str, peer: Peer) -> bool:
-        is_carried = bool(self._results.of(MIXED, peer.name)) and peer.name not in self._results.saturated
-        return bool(self._results.of(part, peer.name)) or (part == OWN_LOAD and is_carried)
+        except FAILURES as error:
+            yield self._failed(OURS, error)
 
     def _part(self, part: str, pair: Pair) -> Iterator[str]:
         limits: list[dict[str, float]] = []
         if part in published.SCENARIOS:
             blocks = self._scenario(part, pair)
-        elif part == "idle":
+        elif part == IDLE:
             blocks = self._idle(pair)
         elif part in (MIXED, OWN_LOAD):
             blocks = self._open(part, pair)
-        elif part == "uniform":
+        elif part == UNIFORM:
             blocks = self._blocks(
                 part,
                 pair,
@@ -220,7 +222,7 @@ class Runner:
 
     def _idle(self, pair: Pair) -> list[Measured]:
         """A few requests each, who begins changes; the first after a pause does not count."""
-        requests, steps = self._requests("idle"), MIXES["uniform"].steps[0]
+        requests, steps = self._requests(IDLE), MIXES[UNIFORM].steps[0]
         found, encode = [], []
         for number, first in enumerate(range(0, len(requests), IDLE_BLOCK)):
             some = requests[first : first + IDLE_BLOCK]
@@ -228,7 +230,7 @@ class Runner:
                 with pair.only(each):
                     if each.peer is SAFELIGHT:
                         _, *bare = [pair.bare.seconds(1, 1, steps) for _ in (None, *some)]
-                        found.append(Measured("idle", "bare", pair.name, sum(bare), bare, {}))
+                        found.append(Measured(IDLE, "bare", pair.name, sum(bare), bare, {}))
                     in_turn(each, some[:1])
                     before = Told(pair.ours) if each.peer is SAFELIGHT else None
                     with Meter(each.pid) as meter:
@@ -236,14 +238,14 @@ class Runner:
                     _check(each, answers)
                     if before is not None:
                         encode.append(Told(pair.ours).stages_since(before)["image_encode"])
-                found.append(self._measured("idle", pair, each, meter, answers, self._looks(answers)))
+                found.append(self._measured(IDLE, pair, each, meter, answers, self._looks(answers)))
         self._results.encode_seconds[pair.name] = statistics.median(encode)
         return found
 
     def _limit(self, bare: BareProcess) -> dict[str, float]:
         """Pictures a second of the bare pipeline in a loop, at every batch size; half of what is done of it."""
-        steps, slots = MIXES["uniform"].steps[0], self._results.slots
-        count = max(1, self._counts["uniform"] // 12 // slots) * slots  # whole batches
+        steps, slots = MIXES[UNIFORM].steps[0], self._results.slots
+        count = max(1, self._counts[UNIFORM] // 12 // slots) * slots  # whole batches
         rates = {f"raw {batch}": count / bare.seconds(batch, count, steps) for batch in sorted({*RAW_BATCHES, slots})}
         bare.use_channels_last(False)
         rates[f"plain {slots}"] = count / bare.seconds(slots, count, steps)
@@ -257,18 +259,16 @@ class Runner:
         if rate > CARRIED * carried:
             why = f"{rate:.2f} requests/s would come, and it makes {carried:.2f} pictures/s at most"
             self._results.saturated[pair.name] = why
-        requests = block("mixed", LOAD, 0, rate, self._counts[part], self._seed)
-        half = len(requests) // 2
-        halves = requests[:half], block("mixed", LOAD, 1, rate, len(requests) - half, self._seed)
+        halves = [block(MIXED, LOAD, number, rate, self._counts[part] // 2, self._seed) for number in range(2)]
         samples = pair.bare.curve(CURVE_ROUNDS)
         blocks = self._blocks(part, pair, opened, [*halves[0], *halves[1]], rate)
         samples += pair.bare.curve(CURVE_ROUNDS)
         self._results.curve += samples
         ideal = simulate.engines(Times(samples), self._results.slots)[SERVED_ORDER]
-        found = [(half_, ideal(half_)) for half_ in halves]
+        found = [(half, ideal(half)) for half in halves]
         latencies = [each for _, these in found for each in these]
         seconds = sum(
-            max(request.at + latency for request, latency in zip(half_, these, strict=True)) for half_, these in found
+            max(request.at + latency for request, latency in zip(half, these, strict=True)) for half, these in found
         )
         return [*blocks, Measured(part, "ideal", pair.name, seconds, latencies, {}, rate=rate)]
 
@@ -298,11 +298,17 @@ def seconds_of(part: str, arguments: argparse.Namespace) -> float:
     """About how long a part takes of a peer and of Safelight, on two cores and with the embedded model."""
     if part in published.SCENARIOS:
         return 2 * published.SCENARIOS[part].scaled(arguments.scale_time).seconds + 10
-    each = {"idle": 2.5, "uniform": 0.75, SATURATED: 0.6, MIXED: 1.0, OWN_LOAD: 1.1}[part]
+    each = {IDLE: 2.5, UNIFORM: 0.75, SATURATED: 0.6, MIXED: 1.0, OWN_LOAD: 1.1}[part]
     return (QUICK if arguments.quick else FULL)[part] * each
+
+
+def is_done(results: Results, part: str, peer: str) -> bool:
+    """Whether the peer has done it, or need not: one that carries the common load has no other."""
+    is_carried = bool(results.of(MIXED, peer)) and peer not in results.saturated
+    return bool(results.of(part, peer)) or (part == OWN_LOAD and is_carried)
 
 
 def parts_of(peer: str, parts: Sequence[str]) -> list[str]:
     """Those of the parts that the peer does."""
     is_extra = peer in PLAIN and peer not in ALL_PARTS_OF
-    return [part for part in parts if (peer in PUBLISHED if part in published.SCENARIOS else not is_extra)]
+    return [part for part in parts if (peer in AS_PUBLISHED if part in published.SCENARIOS else not is_extra)]

@@ -15,10 +15,7 @@ REQUEST = Request(at=0.0, prompt="a pizza on a teal background", seed=1, steps=8
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_makes_the_picture(name: str) -> None:
     """On the background that was asked for."""
-    try:
-        prepare(PEERS[name].environment, PEERS[name].python)
-    except CannotInstall as error:
-        pytest.skip(f"{name} cannot be installed here: {error}")
+    _install(PEERS[name].environment, PEERS[name].python)
     with serving(PEERS[name], MODEL) as endpoint:
         answer = endpoint.ask(REQUEST)
     assert not answer.error
@@ -27,8 +24,17 @@ def test_a_peer_makes_the_picture(name: str) -> None:
 
 def test_locust_asks() -> None:
     """The clients of the published experiment, for a few seconds."""
+    _install("locust")
     with serving(PEERS["plain-sync"], MODEL) as endpoint:
         answers, looks, _ = published.run(endpoint, published.Scenario(users=2, arrival=2.0))
     assert answers
     assert not [each.error for each in answers if each.error]
     assert looks.count
+
+
+def _install(environment: str, python: str | None = None) -> None:
+    """Or skip the test."""
+    try:
+        prepare(environment, python)
+    except CannotInstall as error:
+        pytest.skip(f"{environment} cannot be installed here: {error}")

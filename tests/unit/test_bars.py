@@ -1,6 +1,7 @@
 """What the comparison with peers says of figures, and where it writes them."""
 
 from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,14 @@ def test_a_ratio_is_of_neighbours_and_the_best_peer_counts() -> None:
 
 
 def test_the_limit_is_that_around_it_and_one_turn_does_not_decide() -> None:
-    """The median share: one turn in which the bare pipeline was disturbed neither meets nor misses a bar."""
-    results = Results(SETTINGS, slots=8)
+    """The median share: one turn in which the bare pipeline was disturbed neither meets nor misses a bar. Nor does one
+    in which the engine chose other slots.
+    """
+    results = Results(SETTINGS)
     for peer, ours, limit in (("mosec", 10.0, 10.0), ("ray", 9.0, 10.0), ("litserve", 10.0, 5.0)):
         results.measured.append(measured("uniform", OURS, peer, seconds=100 / ours, latency=1.0))
-        results.limits[peer] = {"plain 8": limit, "raw 8": 2 * limit}
+        slots = 4 if peer == "ray" else 8
+        results.limits[peer] = {"raw 1": 1.0, f"raw {slots}": 2 * limit, f"plain {slots}": limit}
     values = {bar.name: bar.value for bar in results.bars() if "bare pipeline's around it" in bar.name}
     assert list(values.values()) == pytest.approx([1.0, 0.5])
 
@@ -118,24 +122,28 @@ def test_blocks_of_the_same_are_one() -> None:
     assert (ours.requests, ours.latencies[0]) == (100, 0.5)
 
 
-def test_a_saturated_peer_is_told_and_measured_again_at_a_load_that_it_carries() -> None:
-    """Its latencies at the common load say little, and the bars are the same for both."""
+def test_a_saturated_peer_is_held_against_at_a_load_that_it_carries() -> None:
+    """Its latencies at the common load grow for as long as one measures; the bars are the same for both."""
     own = "mixed, its own load"
     results = Results(SETTINGS, saturated={"mosec": "too slow"})
     for part, theirs in (("mixed", 30.0), (own, 2.0)):
         results.measured += [measured(part, "mosec", "mosec", 100.0, theirs), measured(part, OURS, "mosec", 50.0, 1.0)]
     found = {bar.name: bar.verdict for bar in results.bars() if bar.name.startswith("2. mixed") and "p50" in bar.name}
     assert found == {
-        "2. mixed: best peer's p50 over ours (mosec, saturated)": "met",
+        "2. mixed: best peer's p50 over ours": "not run (mosec: saturated)",
         f"2. {own}: best peer's p50 over ours (mosec)": "missed",
     }
 
 
 def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     """Between the marks, over what stood there."""
-    results = Results(SETTINGS, machine="a machine", not_run={"ray": "no reason"})
-    results.measured.append(measured("uniform", "mosec", "mosec", 20.0, 1.0))
+    results = Results(SETTINGS, machine="a machine", not_run={"ray": "no reason"}, alone={"crowd": {"failures": 0.0}})
+    for part in (*runner.PARTS, runner.PARTS[0]):
+        results.measured += [measured(part, name, "mosec", 20.0, 1.0) for name in (OURS, "mosec")]
+    results.measured.append(measured("idle", "bare", "mosec", 20.0, 1.0))
     results.saturated["window"] = "too slow"
+    results.encode_seconds["mosec"] = 0.004
+    results.limits["mosec"] = {"raw 4": 5.0, "raw 8": 6.0, "plain 4": 4.5}
     kept, page = tmp_path / "results.json", tmp_path / "page.md"
     results.write(kept)
     assert Results.read(kept) == results
@@ -146,7 +154,11 @@ def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "| mosec | 100 | 0 | 1.000 | 5.00 | 1.000 |" in text
+    assert text.index("| mosec | 200 |") < text.index("| beside it: Safelight | 200 |"), "of the idle part"
+    assert "around it, plain 4 (median) | 1.111 |" in text
     assert "Ray Serve could not run, or not all of it: no reason." in text
+    report.draw(results, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size
 
 
 def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +178,30 @@ def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.Mon
     assert "no wheel for it" in verdicts(results)["5. repeat-heavy: p99 of hits, s"]
 
 
+def test_a_service_that_breaks_misses_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not held against the peer beside it."""
+
+    @contextmanager
+    def broken(*_: object) -> Any:
+        raise SystemExit("a log\nthe service ended with 1")
+        yield
+
+    @contextmanager
+    def fine(*_: object) -> Any:
+        yield None
+
+    monkeypatch.setattr(runner, "serving", fine)
+    monkeypatch.setattr(runner, "bare_process", fine)
+    monkeypatch.setattr(runner, "service", broken)
+    told = Namespace(peers=["mosec"], parts=["idle"], alone=[], model="", device="cpu", quick=True, seed=0)
+    results = Results(SETTINGS)
+    list(runner.Runner(told, results).run())
+    assert results.not_run == {OURS: "SystemExit: a log the service ended with 1"}
+    assert verdicts(results)["1. uniform, 16 clients: throughput over the best peer's"].startswith(
+        "missed (Safelight: "
+    )
+
+
 def test_a_wrong_picture_spoils_what_only_safelight_does() -> None:
     """However fast it came."""
     results = Results(SETTINGS, alone={"repeat": {"hit_throughput": 9000.0, "wrong": 1.0}})
@@ -182,15 +218,19 @@ def test_only_a_peer_ends_its_turn_by_making_nothing() -> None:
 
 
 def test_only_a_whole_run_is_written_into_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not that of one peer."""
-
-    def parsed(*words: str) -> Namespace:
-        monkeypatch.setattr("sys.argv", ["suite", *words])
-        return suite.parse()
-
-    assert suite.is_whole(parsed("--write"))
-    for words in (["--only", "mosec"], ["--part", "idle"], ["--alone", "none"], ["--quick"], ["--device", "cuda"]):
-        assert not suite.is_whole(parsed("--write", *words))
+    """Not that of one peer, nor one that goes on; but one without a peer that cannot run."""
+    monkeypatch.setattr("sys.argv", ["suite"])
+    given = suite.parse()
+    whole = Results({name: getattr(given, name) for name in suite.SETTINGS}, alone={name: {} for name in given.alone})
+    pairs = [(peer, part) for peer in given.peers for part in runner.parts_of(peer, given.parts)]
+    whole.measured += [measured(part, peer, peer, 1.0, 1.0) for peer, part in pairs if peer != "triton"]
+    assert not suite.is_whole(whole)
+    whole.not_run["triton"] = "no wheel for it"
+    assert suite.is_whole(whole)
+    for other in ({"quick": True}, {"device": "cuda"}, {"scale_time": 0.1}):
+        assert not suite.is_whole(replace(whole, settings=whole.settings | other))
+    assert not suite.is_whole(replace(whole, alone={}))
+    assert not suite.is_whole(replace(whole, measured=whole.measured[1:]))
 
 
 def test_a_client_that_lost_its_patience_asks_no_more() -> None:

@@ -127,6 +127,18 @@ def test_a_service_that_was_slower_than_its_pipeline_is_taken_as_it_was(tmp_path
     assert "pictures/s: 1.000 against 0.500, +100.0%" in told.output
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--measured", "FILE", "--peak", "5"], "--peak goes not"), (["--rate", "5"], "--rate goes only")],
+)
+def test_an_option_that_would_change_nothing_is_refused(tmp_path: Path, words: list[str], told: str) -> None:
+    """Of a launch with a benchmark, or the other way round."""
+    file = results(tmp_path / "results.json", 0.1)
+    refused = CliRunner().invoke(main, ["plan", *(str(file) if each == "FILE" else each for each in words)])
+    assert refused.exit_code == 2
+    assert told in refused.output
+
+
 def test_what_no_number_of_machines_can_do_is_said(tmp_path: Path) -> None:
     """A picture that takes longer than it may."""
     file = results(tmp_path / "results.json", seconds_of_a_step=1.0)

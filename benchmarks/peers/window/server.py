@@ -1,6 +1,7 @@
 """The published micro-batching: a batch gathers until it is full, or so long after its first request was taken up."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from fastapi import Body, FastAPI, Response
 
 from benchmarks.peers.painter import BATCH, HOST, MIME, PORT, Painter
 
-SECONDS = 0.5
+SECONDS = float(os.environ.get("PEER_WINDOW_S", "0.5"))
 
 painter = Painter()
 waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[bytes]]] = asyncio.Queue()

@@ -110,8 +110,8 @@ class Call:
 def memory(model: str, rounds: int) -> Iterator[Measured]:
     """Each case in each round, in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    for _, *case in product(range(rounds), WEIGHTS, ATTENTION, BATCHES):
-        call = Call(*case)
+    for _, weights, attention, batch in product(range(rounds), WEIGHTS, ATTENTION, BATCHES):
+        call = Call(weights, attention, batch)
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_called, args=(model, call, theirs), daemon=True)
         process.start()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Body = Mapping[str, Any]
+BATCH = 8  # the most that are made together, by any of them: the knee of the embedded model's curve
 FIELDS = ("prompt", "seed", "num_inference_steps", "guidance_scale")
 SERVER = ("python", "-m", "benchmarks.peers.{environment}.server")
 

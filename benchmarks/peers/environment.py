@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 import psutil
 
-from benchmarks.peers.catalogue import Peer
+from benchmarks.peers.catalogue import BATCH, Peer
 from benchmarks.peers.load import Endpoint
 from benchmarks.peers.pair import family, resume
 from benchmarks.traffic import Request
@@ -97,6 +97,7 @@ def serving(
             "PEER_MODEL": str(Path(model).resolve()),
             "PEER_DEVICE": device,
             "PEER_PORT": str(port),
+            "PEER_BATCH": str(BATCH),
             **{name: str(value) for name, value in variables.items()},
         }
         command = [str(folder / "bin" / program), *arguments]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoPipelineForText2Image
 
-BATCH = int(os.environ.get("PEER_BATCH", "8"))  # the knee of the embedded model's curve, which Safelight finds too
+BATCH = int(os.environ.get("PEER_BATCH", "8"))
 MIME = "image/png"
 PORT = int(os.environ.get("PEER_PORT", "8000"))
 HOST = "127.0.0.1"

@@ -133,9 +133,9 @@ def draw(results: Results, file: Path) -> None:
     carried = [pair for pair in results.pairs(MIXED) if pair[0].target not in results.saturated]
     mixed = [*carried, *results.pairs(OWN_LOAD)]
     _bars(left, "Uniform, 16 clients: pictures a second", uniform, "throughput")
-    for name, style in (("plain", ":"), ("raw", "--")):
-        if rates := [rate for _, rate in results.limits_at_slots(name).values()]:
-            left.axvline(float(np.mean(rates)), color="black", linestyle=style, label=f"bare pipeline, {name}")
+    for case, style in ((f"plain {results.slots}", ":"), (f"raw {results.slots}", "--")):
+        if rates := [limit[case] for limit in results.limits.values()]:
+            left.axvline(float(np.mean(rates)), color="black", linestyle=style, label=f"bare pipeline, {case}")
     title = "Mixed: median and p95 (pale), s\n* at a load that it can carry"
     _bars(right, title, mixed, "p95", alpha=0.4)
     _bars(right, title, mixed, "p50")

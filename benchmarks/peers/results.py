@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from benchmarks.curve import Sample
-from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT
+from benchmarks.peers.catalogue import BATCH, PEERS, PLAIN, SAFELIGHT
 
 P99_LEAST = 300  # samples
 IDLE, UNIFORM, SATURATED, MIXED, OWN_LOAD = "idle", "uniform", "mixed saturated", "mixed", "mixed, its own load"
@@ -124,14 +124,15 @@ class Results:
 
     `not_run` says of a peer or of a workload why. `limits` are pictures a second of the bare pipeline around what
     Safelight did beside each peer, by batch size, with weights as the engine orders them (`raw 8`) and as diffusers
-    does (`plain 8`: only at the slots that the engine had then); `curve` is its; `slots` are the latest engine's;
-    `alone` are figures of what only Safelight was asked for.
+    does (`plain 8`); `curve` is its; `size` in pixels is the model's own, for which the engine has `slots`; `alone` are
+    figures of what only Safelight was asked for.
     """
 
     settings: dict[str, Any]
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    slots: int = 0
+    size: str = ""
+    slots: int = BATCH
     curve: list[Sample] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     limits: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -223,23 +224,12 @@ class Results:
     def _uniform(self) -> Iterator[Bar]:
         yield self._against("1. uniform, 16 clients: throughput over the best peer's", UNIFORM, "throughput", EQUAL)
         ours = {beside: each for (beside, target), each in self.blocks(UNIFORM).items() if target == OURS}
-        for order in ("plain", "raw"):
-            limits = self.limits_at_slots(order)
-            case = f"{order} {'/'.join(sorted({str(slots) for slots, _ in limits.values()}))}".strip()
+        for case in (f"plain {self.slots}", f"raw {self.slots}"):
             name = f"1. uniform, 16 clients: throughput over the bare pipeline's around it, {case} (median)"
-            shares = [ours[peer].throughput / rate for peer, (_, rate) in limits.items()]
+            shares = [ours[peer].throughput / rates[case] for peer, rates in self.limits.items()]
             failed = sum(each.failures for each in ours.values())
             why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
             yield Bar(name, statistics.median(shares) if shares else None, 0.97, why=why)
-
-    def limits_at_slots(self, order: str) -> dict[str, tuple[int, float]]:
-        """Around what Safelight did beside each peer: its slots, and the bare pipeline's rate at as many."""
-        found = {}
-        for peer, rates in self.limits.items():
-            (plain,) = (case for case in rates if case.startswith("plain"))
-            slots = int(plain.split()[1])
-            found[peer] = slots, rates[f"{order} {slots}"]
-        return found
 
     def _mixed(self) -> Iterator[Bar]:
         for part in (MIXED, OWN_LOAD):

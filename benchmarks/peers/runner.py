@@ -26,7 +26,7 @@ from benchmarks.bare import BareProcess, bare_process
 from benchmarks.curve import Times
 from benchmarks.harness import service
 from benchmarks.peers import published, report
-from benchmarks.peers.catalogue import PEERS, PLAIN, SAFELIGHT, Peer
+from benchmarks.peers.catalogue import BATCH, PEERS, PLAIN, SAFELIGHT, Peer
 from benchmarks.peers.environment import CannotServe, prepare, serving
 from benchmarks.peers.load import Answer, Endpoint, Looks, Work, busy, closed, in_turn, opened
 from benchmarks.peers.pair import Meter, Pair, endpoint
@@ -72,7 +72,7 @@ class Runner:
             except CannotServe as error:
                 yield self._failed("locust", error)
                 self._parts = [part for part in self._parts if part not in published.SCENARIOS]
-        if MIXED in self._parts and not self._results.window_rate:
+        if not self._results.size or (MIXED in self._parts and not self._results.window_rate):
             yield self._window()
         for name in self._arguments.peers:
             yield from self._turn(PEERS[name])
@@ -98,8 +98,12 @@ class Runner:
         return f"{name}: {self._results.not_run[name]}"
 
     def _window(self) -> str:
-        """The rate of which open-loop loads are a share."""
+        """The model's size, and the rate of which open-loop loads are a share."""
         with service(self._arguments.model, self._settings(Batching.WINDOW)) as target:
+            known = target.get_json("/model")
+            self._results.size = f"{known['default_width']}x{known['default_height']}"
+            if MIXED not in self._parts:
+                return f"a picture has {self._results.size} pixels"
             served = endpoint(SAFELIGHT, target)
             _warm(served)
             answers = closed(CLIENTS)(served, self._requests(SATURATED))
@@ -110,7 +114,10 @@ class Runner:
     def _settings(self, batching: Batching = Batching.CONTINUOUS) -> dict[str, object]:
         device = self._arguments.device
         dtype = "float32" if device == "cpu" else "auto"
-        return {"batching": batching, "queue_limit": 10_000, "device": device, "dtype": dtype}
+        settings: dict[str, object] = {"batching": batching, "queue_limit": 10_000, "device": device, "dtype": dtype}
+        if batching is Batching.CONTINUOUS:
+            settings["slots"] = f"{self._results.size}={BATCH}"
+        return settings
 
     def _turn(self, peer: Peer) -> Iterator[str]:
         parts = [part for part in parts_of(peer.name, self._parts) if not is_done(self._results, part, peer.name)]
@@ -124,7 +131,6 @@ class Runner:
                 theirs = stack.enter_context(serving(peer, model, device))
                 bare = stack.enter_context(bare_process(model, device))
                 ours = stack.enter_context(service(model, self._settings()))
-                self._results.slots = ours.slots()
                 pair = stack.enter_context(Pair(theirs, ours, bare))
                 for each in pair.endpoints:
                     with pair.only(each):
@@ -244,7 +250,7 @@ class Runner:
 
     def _limit(self, bare: BareProcess) -> dict[str, float]:
         """Pictures a second of the bare pipeline in a loop, at every batch size; half of what is done of it."""
-        steps, slots = MIXES[UNIFORM].steps[0], self._results.slots
+        steps, slots = MIXES[UNIFORM].steps[0], BATCH
         count = max(1, self._counts[UNIFORM] // 12 // slots) * slots  # whole batches
         rates = {f"raw {batch}": count / bare.seconds(batch, count, steps) for batch in sorted({*RAW_BATCHES, slots})}
         bare.use_channels_last(False)
@@ -264,7 +270,7 @@ class Runner:
         blocks = self._blocks(part, pair, opened, [*halves[0], *halves[1]], rate)
         samples += pair.bare.curve(CURVE_ROUNDS)
         self._results.curve += samples
-        ideal = simulate.engines(Times(samples), self._results.slots)[SERVED_ORDER]
+        ideal = simulate.engines(Times(samples), BATCH)[SERVED_ORDER]
         found = [(half, ideal(half)) for half in halves]
         latencies = [each for _, these in found for each in these]
         seconds = sum(

@@ -45,14 +45,11 @@ def test_a_ratio_is_of_neighbours_and_the_best_peer_counts() -> None:
 
 
 def test_the_limit_is_that_around_it_and_one_turn_does_not_decide() -> None:
-    """The median share: one turn in which the bare pipeline was disturbed neither meets nor misses a bar. Nor does one
-    in which the engine chose other slots.
-    """
+    """The median share: one turn in which the bare pipeline was disturbed neither meets nor misses a bar."""
     results = Results(SETTINGS)
     for peer, ours, limit in (("mosec", 10.0, 10.0), ("ray", 9.0, 10.0), ("litserve", 10.0, 5.0)):
         results.measured.append(measured("uniform", OURS, peer, seconds=100 / ours, latency=1.0))
-        slots = 4 if peer == "ray" else 8
-        results.limits[peer] = {"raw 1": 1.0, f"raw {slots}": 2 * limit, f"plain {slots}": limit}
+        results.limits[peer] = {"plain 8": limit, "raw 8": 2 * limit}
     values = {bar.name: bar.value for bar in results.bars() if "bare pipeline's around it" in bar.name}
     assert list(values.values()) == pytest.approx([1.0, 0.5])
 
@@ -143,7 +140,7 @@ def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     results.measured.append(measured("idle", "bare", "mosec", 20.0, 1.0))
     results.saturated["window"] = "too slow"
     results.encode_seconds["mosec"] = 0.004
-    results.limits["mosec"] = {"raw 4": 5.0, "raw 8": 6.0, "plain 4": 4.5}
+    results.limits["mosec"] = {"raw 4": 5.0, "raw 8": 6.0, "plain 8": 4.5}
     kept, page = tmp_path / "results.json", tmp_path / "page.md"
     results.write(kept)
     assert Results.read(kept) == results
@@ -155,7 +152,7 @@ def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| mosec | 100 | 0 | 1.000 | 5.00 | 1.000 |" in text
     assert text.index("| mosec | 200 |") < text.index("| beside it: Safelight | 200 |"), "of the idle part"
-    assert "around it, plain 4 (median) | 1.111 |" in text
+    assert "around it, plain 8 (median) | 1.111 |" in text
     assert "Ray Serve could not run, or not all of it: no reason." in text
     report.draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size
@@ -171,7 +168,7 @@ def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.Mon
     monkeypatch.setitem(alone.WORKLOADS, "repeat", broken)
     monkeypatch.setitem(alone.WORKLOADS, "crowd", lambda _model: {"failures": 0.0})
     told = Namespace(peers=["ray", "mosec"], parts=["idle"], alone=["repeat", "crowd"], model="", device="cpu")
-    results = Results(SETTINGS)
+    results = Results(SETTINGS, size="256x256")
     list(runner.Runner(Namespace(**vars(told), quick=True, seed=0), results).run())
     assert set(results.not_run) == {"ray", "mosec", "repeat"}
     assert verdicts(results)["6. 1,000 clients: failures but 429"] == "met"
@@ -181,10 +178,8 @@ def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.Mon
 def test_a_service_that_breaks_misses_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not held against the peer beside it."""
 
-    @contextmanager
     def broken(*_: object) -> Any:
         raise SystemExit("a log\nthe service ended with 1")
-        yield
 
     @contextmanager
     def fine(*_: object) -> Any:
@@ -194,7 +189,7 @@ def test_a_service_that_breaks_misses_the_bars(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(runner, "bare_process", fine)
     monkeypatch.setattr(runner, "service", broken)
     told = Namespace(peers=["mosec"], parts=["idle"], alone=[], model="", device="cpu", quick=True, seed=0)
-    results = Results(SETTINGS)
+    results = Results(SETTINGS, size="256x256")
     list(runner.Runner(told, results).run())
     assert results.not_run == {OURS: "SystemExit: a log the service ended with 1"}
     assert verdicts(results)["1. uniform, 16 clients: throughput over the best peer's"].startswith(

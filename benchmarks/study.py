@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -98,22 +97,12 @@ def _measured(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How the bare pipeline is called: one of `WEIGHTS`, one of `ATTENTION`, and how many pictures at once."""
-
-    weights: str
-    attention: str
-    batch: int
-
-
 def memory(model: str, rounds: int) -> Iterator[Measured]:
     """Each case in each round, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     for _, weights, attention, batch in product(range(rounds), WEIGHTS, ATTENTION, BATCHES):
-        call = Call(weights, attention, batch)
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_called, args=(model, call, theirs), daemon=True)
+        process = context.Process(target=_called, args=(model, weights, attention, batch, theirs), daemon=True)
         process.start()
         theirs.close()
         try:
@@ -124,22 +113,22 @@ def memory(model: str, rounds: int) -> Iterator[Measured]:
         process.join()
 
 
-def _called(model: str, call: Call, connection: "Connection[Measured, None]") -> None:
+def _called(model: str, weights: str, attention: str, batch: int, connection: "Connection[Measured, None]") -> None:
     """Send what the calls took; memory is the most that was resident while it called, weights and libraries too."""
     pipeline = BarePipeline(model)
-    pipeline.use_channels_last(call.weights != WEIGHTS[0])
-    pipeline.use_attention(call.attention)
+    pipeline.use_channels_last(weights != WEIGHTS[0])
+    pipeline.use_attention(attention)
     Path("/proc/self/clear_refs").write_text("5")  # forget what loading took
-    pipeline.seconds(call.batch, call.batch, 2)  # until it is warm
+    pipeline.seconds(batch, batch, 2)  # until it is warm
     began = os.times()
-    seconds = [pipeline.seconds(call.batch, call.batch, MIXES["uniform"].steps[0]) for _ in range(CALLS)]
+    seconds = [pipeline.seconds(batch, batch, MIXES["uniform"].steps[0]) for _ in range(CALLS)]
     ended = os.times()
     most = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert most is not None, "each process has it"
     connection.send(
         Measured(
             "memory",
-            f"weights {call.weights}, attention {call.attention}, batch {call.batch}",
+            f"weights {weights}, attention {attention}, batch {batch}",
             "",
             sum(seconds),
             seconds,

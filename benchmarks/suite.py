@@ -94,11 +94,9 @@ def plan(arguments: argparse.Namespace) -> str:
 
 def is_whole(results: Results) -> bool:
     """Whether each peer and workload was measured as the page says, or there is a reason why not."""
-    done = (
-        is_done(results, part, peer) or bool({peer, *(["locust"] if part in SCENARIOS else [])} & {*results.not_run})
-        for peer in PEERS
-        for part in parts_of(peer, PARTS)
-    )
+    parts = [part for part in PARTS if part not in SCENARIOS or "locust" not in results.not_run]
+    peers = [peer for peer in PEERS if peer not in results.not_run]
+    done = (is_done(results, part, peer) for peer in peers for part in parts_of(peer, parts))
     workloads = {*results.alone, *results.not_run}
     return WHOLE.items() <= results.settings.items() and all(done) and set(alone.WORKLOADS) <= workloads
 

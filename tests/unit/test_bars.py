@@ -1,5 +1,7 @@
 """What the comparison with peers says of figures, and where it writes them."""
 
+import io
+import json
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from benchmarks import alone, suite
 from benchmarks.peers import report, runner
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
+from benchmarks.peers.colours import CHECKED, PALETTE
 from benchmarks.peers.environment import CannotServe
-from benchmarks.peers.load import Answer, Endpoint, busy, closed
+from benchmarks.peers.load import Answer, Endpoint, Looks, busy, closed
 from benchmarks.peers.results import OURS, Measured, Results
 from benchmarks.traffic import MIXES, Request, all_at_once
 
@@ -22,6 +26,13 @@ SETTINGS = {"model": "tiny", "seed": 0, "quick": False, "scale_time": 0.4}
 def measured(part: str, target: str, beside: str, seconds: float, latency: float, count: int = 100) -> Measured:
     """A block whose latencies are all the same."""
     return Measured(part, target, beside, seconds, [latency] * count, {}, memory=1 << 20)
+
+
+def flat(colour: str) -> bytes:
+    """A PNG of one of the embedded model's colours."""
+    png = io.BytesIO()
+    Image.new("RGB", (32, 32), tuple(json.loads(PALETTE.read_text())[colour])).save(png, "PNG")
+    return png.getvalue()
 
 
 def verdicts(results: Results) -> dict[str, str]:
@@ -226,6 +237,39 @@ def test_only_a_whole_run_is_written_into_the_page(monkeypatch: pytest.MonkeyPat
         assert not suite.is_whole(replace(whole, settings=whole.settings | other))
     assert not suite.is_whole(replace(whole, alone={}))
     assert not suite.is_whole(replace(whole, measured=whole.measured[1:]))
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is neither lost nor mixed with figures of other code or settings."""
+    kept = tmp_path / "bench.json"
+    words = ["suite", "--json", str(kept)]
+    monkeypatch.setattr("sys.argv", words)
+    begun = suite.start_results(suite.parse())
+    begun.measured.append(measured("idle", "mosec", "mosec", 20.0, 1.0))
+    begun.write(kept)
+    with pytest.raises(SystemExit, match="give --resume"):
+        suite.start_results(suite.parse())
+    monkeypatch.setattr("sys.argv", [*words, "--resume"])
+    assert suite.start_results(suite.parse()) == begun
+    monkeypatch.setattr("sys.argv", [*words, "--resume", "--seed", "1"])
+    with pytest.raises(SystemExit, match="other settings"):
+        suite.start_results(suite.parse())
+    replace(begun, versions=begun.versions | {"torch": "0"}).write(kept)
+    monkeypatch.setattr("sys.argv", [*words, "--resume"])
+    with pytest.raises(SystemExit, match="other versions"):
+        suite.start_results(suite.parse())
+
+
+def test_a_wrong_background_is_doubted_and_the_model_asked() -> None:
+    """What the pipeline itself paints no better is not the server's fault."""
+    request = all_at_once(MIXES["uniform"], 1, "test")[0]
+    red, blue = (replace(request, prompt=f"a cat on a {colour} background") for colour in ("red", "blue"))
+    png = flat("red")
+    answers = [Answer(each, 1.0, picture=png) for each in [red] * CHECKED + [blue] * 2 * CHECKED]
+    looks = Looks.at([*answers, Answer(blue, 1.0, "TimeoutError")])
+    assert (looks.count, looks.doubtful) == (3, (blue, blue)), "one of four that came"
+    assert looks.wrong(lambda _request: png) == 0
+    assert looks.wrong(lambda _request: flat("blue")) == 2
 
 
 def test_a_client_that_lost_its_patience_asks_no_more() -> None:

@@ -12,7 +12,7 @@ TYPED := $(filter-out tests,$(CODE))
 # What the tests start: program:Debian package.
 TEST_PROGRAMS := initdb:postgresql redis-server:redis-server cc:gcc cc:libc6-dev promtool:prometheus amtool:prometheus-alertmanager
 
-.PHONY: help run stack stack-down test test-fleet test-stack test-compose test-gpu test-peers gameday lint format bench bench-quick bench-engine bench-study bench-gpu bench-gpu-peers bench-telemetry soak config lock clean
+.PHONY: help run stack stack-down test test-fleet test-stack test-compose test-gpu test-peers gameday lint format bench bench-quick bench-engine bench-study bench-gpu bench-gpu-modes bench-gpu-peers bench-telemetry soak config lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -75,10 +75,12 @@ bench-engine: $(READY) ## continuous against window batching, and the bare pipel
 bench-study: $(READY) ## window batching by its parameters; ARGS=order: who goes first; ARGS=memory: order of weights, kinds of attention
 	$(BIN)/python -m benchmarks.study $(or $(ARGS),window)
 
-bench-gpu: $(READY) ## the modes side by side on a GPU; ARGS="--model sdxl" or other arguments
+bench-gpu: bench-gpu-modes bench-gpu-peers ## all of it on a GPU; ARGS="--model sdxl"
+
+bench-gpu-modes: $(READY) ## the ways of batching side by side on a GPU; ARGS="more arguments"
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-bench-gpu-peers: $(READY) ## what bench does beside peers, on a GPU; ARGS="--model sdxl" or other arguments
+bench-gpu-peers: $(READY) ## what bench does beside peers, on a GPU; ARGS="--resume" or other arguments
 	$(BIN)/python -m benchmarks.suite --device cuda --model sd15 --json build/gpu-peers.json $(ARGS)
 
 bench-telemetry: $(READY) ## measure what telemetry costs; ARGS="more arguments"

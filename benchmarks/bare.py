@@ -133,33 +133,33 @@ def _requests(count: int, steps: int) -> list[Request]:
     return all_at_once(replace(MIXES["uniform"], steps=(steps,)), count, "bare")
 
 
-class BareProcess:
-    """A bare pipeline in a process of its own, warm; see `BarePipeline`. Idle between calls."""
+class BareEnded(RuntimeError):
+    """The process with the bare pipeline is gone."""
 
-    def __init__(self, connection: "Connection[tuple[Any, ...] | None, Any]") -> None:
+
+class BareProcess:
+    """A bare pipeline in a process of its own, warm; see `BarePipeline`. Idle between calls; they raise `BareEnded`."""
+
+    def __init__(self, connection: "Connection[tuple[Any, ...], Any]") -> None:
         self._connection = connection
 
     def use_channels_last(self, is_wanted: bool) -> None:
         """As the engine does, or as diffusers loads the weights."""
-        self._connection.send(("use_channels_last", is_wanted))
-        self._connection.recv()
+        self._call("use_channels_last", is_wanted)
 
     def seconds(self, batch: int, pictures: int, steps: int) -> float:
         """Seconds that `pictures` take in batches of `batch`."""
-        self._connection.send(("seconds", batch, pictures, steps))
-        seconds: float = self._connection.recv()
+        seconds: float = self._call("seconds", batch, pictures, steps)
         return seconds
 
     def png(self, request: Request, options: Mapping[str, Any] = MappingProxyType({})) -> bytes:
         """One picture as a user would keep it; `options` of the pipeline's call, such as another size."""
-        self._connection.send(("png", request, dict(options)))
-        picture: bytes = self._connection.recv()
+        picture: bytes = self._call("png", request, dict(options))
         return picture
 
     def sample(self, batch: int) -> Sample:
         """The stages of one short call."""
-        self._connection.send(("sample", batch))
-        sample: Sample = self._connection.recv()
+        sample: Sample = self._call("sample", batch)
         return sample
 
     def curve(self, rounds: int) -> list[Sample]:
@@ -167,6 +167,13 @@ class BareProcess:
         self.sample(1)  # it was idle
         sizes = range(1, MAX_BATCH + 1)
         return [self.sample(n) for each in range(rounds) for n in (sizes if each % 2 == 0 else reversed(sizes))]
+
+    def _call(self, name: str, *arguments: object) -> Any:
+        try:
+            self._connection.send((name, *arguments))
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise BareEnded("the process with the bare pipeline ended") from error
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Studies of parameters, each in one run, with the columns of the comparison with peers.
 
   window   the published study of micro-batching: how long a batch gathers, and how large it may be, by the published
-           server under the published scenario of eight users, who come in less time; Safelight as it is beside it
+           server under the published scenario of eight users, who come in less time and never fill a batch of 16;
+           Safelight as it is beside it
   order    who of those that wait gets a slot of `continuous`: 16 closed-loop users of mixed traffic, half of whom wait
   memory   the bare pipeline at batch size 1 and 8: the order of weights in memory, and attention by PyTorch's fused
            kernel, step by step, or in slices; a request is a call, in a process whose memory is its own
@@ -22,7 +23,7 @@ from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.bare import ATTENTION, BarePipeline
+from benchmarks.bare import ATTENTION, BarePipeline, BareProcess, bare_process
 from benchmarks.harness import service
 from benchmarks.peers import published, report
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
@@ -46,6 +47,7 @@ def window(model: str, rounds: int) -> Iterator[Measured]:
     cases: list[tuple[int, int] | None] = [*product(GATHER_MS, SIZES), None]
     for _, case in product(range(rounds), cases):
         with ExitStack() as stack:
+            bare = stack.enter_context(bare_process(model))
             if case is None:
                 name, served = SAFELIGHT.title, endpoint(SAFELIGHT, stack.enter_context(service(model, {})))
             else:
@@ -56,7 +58,8 @@ def window(model: str, rounds: int) -> Iterator[Measured]:
             closed(USERS)(served, published.REQUESTS[:USERS])  # until it is warm
             with Meter(served.pid) as meter:
                 answers, looks, seconds = published.run(served, SCENARIO)
-        yield _measured(name, answers, looks, meter, seconds)
+            found = _measured(name, answers, looks, bare, meter, seconds)
+        yield found
 
 
 def order(model: str, rounds: int) -> Iterator[Measured]:
@@ -65,19 +68,21 @@ def order(model: str, rounds: int) -> Iterator[Measured]:
     for number in range(rounds):
         requests = all_at_once(mix, PICTURES // len(mix.kinds()), f"study {number}")
         for each in policy.ORDERS:
-            with service(model, {"order": each}) as target:
+            with bare_process(model) as bare, service(model, {"order": each}) as target:
                 served = endpoint(SAFELIGHT, target)
                 closed(USERS)(served, requests[:USERS])
                 with Meter(target.pid) as meter:
                     answers = closed(USERS)(served, requests)
-            looks = Looks.at(answers)
-            yield _measured(each.replace("_", " "), answers, looks, meter, meter.seconds, busy(answers, USERS))
+                looks, counted = Looks.at(answers), busy(answers, USERS)
+                found = _measured(each.replace("_", " "), answers, looks, bare, meter, meter.seconds, counted)
+            yield found
 
 
 def _measured(
     case: str,
     answers: Sequence[Answer],
     looks: Looks,
+    bare: BareProcess,
     meter: Meter,
     seconds: float,
     busy: tuple[int, float] | None = None,
@@ -90,7 +95,7 @@ def _measured(
         [each.seconds for each in answers if not each.error],
         dict(Counter(each.error for each in answers if each.error)),
         looked_at=looks.count,
-        wrong=len(looks.doubtful),
+        wrong=looks.wrong(bare.png),
         cpu_seconds=meter.cpu_seconds,
         memory=meter.memory,
         busy=busy,

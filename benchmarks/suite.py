@@ -1,7 +1,7 @@
 """Safelight beside what a user would pick instead, and beside the physical limit: same model, same work, same run.
 
 Peer after peer is started, does each part of the work and ends; Safelight does the same beside it, so that a machine
-whose speed drifts is as fast for both; whoever is not measured is frozen (`benchmarks.peers.runner` lists the parts).
+whose speed drifts is as fast for both; whoever is not measured is frozen. `benchmarks/peers/runner.py` lists the parts.
 Then come workloads for Safelight alone (`benchmarks.alone`). Every figure is kept as it comes; --resume goes on with
 the same code on the same machine. --write puts a whole run into the page of results; of a part of it, it only tells.
 """
@@ -31,7 +31,7 @@ WRITTEN = Path("benchmarks/results.json")  # what stands there
 EMBEDDED = "models/tiny"
 MADE = Path("build/models")
 QUICK_PEERS = ("window", "mosec")
-QUICK_PARTS = (IDLE, UNIFORM, SATURATED, MIXED)
+QUICK_PARTS = (IDLE, UNIFORM, SATURATED, OWN_LOAD)  # two cores' peers carry no more
 SETTINGS = ("model", "seed", "quick", "scale_time", "device")
 WHOLE = {"model": EMBEDDED, "quick": False, "scale_time": 0.42, "device": "cpu"}
 MEASURED = ("service", "observability", "models", "requirements.lock", "benchmarks")  # but for what is written there
@@ -43,7 +43,8 @@ ALONE_SECONDS = 60.0
 def start_results(arguments: argparse.Namespace) -> Results:
     """Empty results, or with --resume those that are there."""
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    machine = f"{describe_machine(torch.device(arguments.device))}; {platform.platform()}"
+    system = f"{platform.system()} {platform.release().split('-')[0]}, {'-'.join(platform.libc_ver())}"
+    machine = f"{describe_machine(torch.device(arguments.device))}; {system}"
     versions = {"revision": revision()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
     for environment in (*dict.fromkeys(each.environment for each in PEERS.values()), "locust"):
@@ -93,12 +94,11 @@ def plan(arguments: argparse.Namespace) -> str:
 
 
 def is_whole(results: Results) -> bool:
-    """Whether each peer and workload was measured as the page says, or there is a reason why not."""
+    """Whether each workload was measured as the page says, and each peer that could run."""
     parts = [part for part in PARTS if part not in SCENARIOS or "locust" not in results.not_run]
     peers = [peer for peer in PEERS if peer not in results.not_run]
     done = (is_done(results, part, peer) for peer in peers for part in parts_of(peer, parts))
-    workloads = {*results.alone, *results.not_run}
-    return WHOLE.items() <= results.settings.items() and all(done) and set(alone.WORKLOADS) <= workloads
+    return WHOLE.items() <= results.settings.items() and all(done) and set(alone.WORKLOADS) <= set(results.alone)
 
 
 def parse() -> argparse.Namespace:

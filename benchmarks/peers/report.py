@@ -1,15 +1,17 @@
 """The results as text, as part of RESULTS.md and as a picture."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.curve import MAX_BATCH, Times
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
 from benchmarks.peers.published import ARRIVAL_SECONDS
 from benchmarks.peers.results import (
+    BARE,
     EIGHT_USERS,
     IDLE,
     MIXED,
@@ -21,6 +23,7 @@ from benchmarks.peers.results import (
     Measured,
     Results,
 )
+from benchmarks.traffic import MIXES
 
 BEGIN, END = "<!-- peers: written by make bench -->", "<!-- peers: end -->"
 PICTURE = "![Each peer and Safelight beside it](plots/peers.png)"
@@ -28,7 +31,7 @@ MIB = 1 << 20
 TITLES = {
     **{name: each.title for name, each in PEERS.items()},
     OURS: SAFELIGHT.title,
-    "bare": "the bare pipeline",
+    BARE: "the bare pipeline",
     "ideal": "an ideal engine (simulated)",
 }
 COLUMNS = ("requests", "failures", "mean s", "per second", "p50", "p90", "p95", "p99", "cores", "MiB", "right")
@@ -37,10 +40,19 @@ PART_TITLES = {
     UNIFORM: "Uniform: 16 closed-loop clients, 20 steps",
     SATURATED: "Mixed, saturated: 16 closed-loop clients; 4, 8, 20 or 50 steps, guidance 5.0 or 7.5",
     MIXED: "Mixed, open loop, at 0.7 of the {rate:.2f} pictures/s that Safelight's window mode makes of it at most",
-    OWN_LOAD: "Mixed, open loop, at 0.7 of what a saturated peer makes of it at most",
+    OWN_LOAD: "Mixed, open loop, at 0.7 of what the peer itself makes of it at most",
     ONE_USER: "The published scenario of one user",
     EIGHT_USERS: "The published scenario of eight users, of whom one comes every {arrival:g} s",
 }
+ALONE_TITLES = {
+    "sizes": "four sizes, 16 closed-loop clients, 20 steps",
+    "repeat": "repeat-heavy: cache hits, 8 closed-loop clients",
+    "crowd": "1,000 clients at once, 4 steps, half may wait",
+    "aborts": "64 clients at once, 50 steps, half of whom leave",
+}
+COMMON = {"requests", "failures", "mean", "throughput", "p50", "p90", "p95", "p99", "cores", "memory_mib"}
+COMMON |= {"looked_at", "wrong"}
+HITS = "hit_"
 
 
 def line(each: Measured) -> str:
@@ -63,10 +75,13 @@ def _cells(each: Measured) -> list[str]:
     ]
 
 
+def _head() -> str:
+    return f"| | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}"
+
+
 def table(rows: Iterable[tuple[str, Measured]]) -> str:
     """In Markdown."""
-    lines = [f"| | {' | '.join(COLUMNS)} |", f"|{' --- |' * (len(COLUMNS) + 1)}"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(_cells(each))} |" for name, each in rows)])
+    return "\n".join([_head(), *(f"| {name} | {' | '.join(_cells(each))} |" for name, each in rows)])
 
 
 def tables(results: Results) -> Iterator[str]:
@@ -99,23 +114,60 @@ def markdown(results: Results) -> str:
         sign = "at most" if each.most else "at least"
         lines.append(f"| {each.name} | {value} | {sign} {each.bar:g} | {each.verdict} |")
     lines += ["", *tables(results)]
-    for peer, limit in results.limits.items():
-        ours = results.blocks(UNIFORM)[peer, OURS].throughput
-        rates = ", ".join(f"{case} {rate:.2f} ({ours / rate:.3f})" for case, rate in limit.items())
-        lines.append(
-            f"Beside {TITLES[peer]}, the limit: pictures a second of the bare pipeline in a loop by batch size, and "
-            f"Safelight's share of it: {rates}.\n"
-        )
+    lines += [*_limits(results), *_alone(results.alone)]
     for peer, why in results.not_run.items():
         lines.append(f"{TITLES.get(peer, peer)} could not run, or not all of it: {why}.\n")
     if results.encode_seconds:
         told = ", ".join(f"{seconds * 1e3:.1f}" for seconds in results.encode_seconds.values())
         lines.append(f"Encoding a picture of the idle Safelight, ms, beside each peer: {told}.\n")
-    for name, figures in results.alone.items():
-        lines.append(
-            f"Safelight alone, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) + ".\n"
-        )
     return "\n".join(lines)
+
+
+def _limits(results: Results) -> Iterator[str]:
+    """What the bare pipeline makes of uniform traffic around what Safelight does of it, and beside mixed traffic."""
+    if results.limits:
+        cases = list(next(iter(results.limits.values())))
+        yield (
+            "**The limit of uniform traffic: pictures a second of the bare pipeline by batch size, just before "
+            "and after Safelight's blocks; raw in the engine's order of weights, plain as diffusers loads them**\n"
+        )
+        yield f"| beside | {' | '.join(cases)} | Safelight | {' | '.join(f'of {each}' for each in cases[-2:])} |"
+        yield f"|{' --- |' * (len(cases) + 4)}"
+        for peer, limit in results.limits.items():
+            ours = results.blocks(UNIFORM)[peer, OURS].throughput
+            rates = [f"{rate:.2f}" for rate in (*limit.values(), ours)] + [
+                f"{ours / limit[each]:.3f}" for each in cases[-2:]
+            ]
+            yield f"| {TITLES[peer]} | {' | '.join(rates)} |"
+        yield ""
+    if results.curve:
+        times, sizes = Times(results.curve), range(1, MAX_BATCH + 1)
+        told = ", ".join(f"{size}: {size / times.batch(size, MIXES[UNIFORM].steps[0]):.2f}" for size in sizes)
+        yield f"By the medians of its stages beside mixed traffic it makes, at every batch size: {told}.\n"
+
+
+def _alone(alone: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """What all workloads have, as a table; and what each has of its own."""
+    if alone:
+        yield f"**Safelight alone**\n\n{_head()}"
+    own: dict[str, float] = {}
+    for name, figures in alone.items():
+        found = {"failures": 0.0} | {key.removeprefix(HITS): value for key, value in figures.items()}
+        percentiles = (f"{found[each]:.3f}" if each in found else "" for each in ("p50", "p90", "p95", "p99"))
+        cells = (
+            f"{found['requests']:.0f}",
+            f"{found['failures']:.0f}",
+            f"{found['mean']:.3f}",
+            f"{found['throughput']:,.2f}",
+            *percentiles,
+            f"{found['cores']:.2f}",
+            f"{found['memory_mib']:,.0f}",
+            f"{found['looked_at'] - found['wrong']:.0f} of {found['looked_at']:.0f}",
+        )
+        yield f"| {ALONE_TITLES[name]} | {' | '.join(cells)} |"
+        own |= {key: value for key, value in figures.items() if key not in COMMON and not key.startswith(HITS)}
+    if own:
+        yield f"\nBesides: {', '.join(f'{key} {value:.4g}' for key, value in own.items())}.\n"
 
 
 def insert(results: Results, file: Path) -> None:

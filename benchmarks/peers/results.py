@@ -22,7 +22,7 @@ MACHINES = {"cpu": "", "cuda": ", on a GPU"}
 SPOILT = 0.01
 EQUAL = 0.98
 EQUAL_SECONDS = 0.002
-OURS = SAFELIGHT.name
+OURS, BARE = SAFELIGHT.name, "bare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A figure and the least, or the `most`, that it should be; without a value it was not run.
+    """A figure and the least, or the `most`, that it should be; without a value it was not run, and `why` says why.
 
-    `why` says why it was not, or why it is missed whatever the figure.
+    `spoilt` says why it is missed whatever the figure.
     """
 
     name: str
@@ -108,13 +108,14 @@ class Bar:
     bar: float
     most: bool = False
     why: str = ""
+    spoilt: str = ""
 
     @property
     def verdict(self) -> str:
+        if self.spoilt:
+            return f"missed ({self.spoilt})"
         if self.value is None:
             return f"not run ({self.why or 'not measured'})"
-        if self.why:
-            return f"missed ({self.why})"
         return "met" if (self.value <= self.bar if self.most else self.value >= self.bar) else "missed"
 
 
@@ -122,10 +123,10 @@ class Bar:
 class Results:
     """All that was measured on `machine` with `versions`.
 
-    `not_run` says of a peer or of a workload why. `limits` are pictures a second of the bare pipeline around what
-    Safelight did beside each peer, by batch size, with weights as the engine orders them (`raw 8`) and as diffusers
-    does (`plain 8`); `curve` is its; `size` in pixels is the model's own, for which the engine has `slots`; `alone` are
-    figures of what only Safelight was asked for.
+    `not_run` says of a peer, of Safelight or the bare pipeline beside it, or of a workload why. `limits` are pictures a
+    second of the bare pipeline around what Safelight did beside each peer, by batch size, with weights as the engine
+    orders them (`raw 8`) and as diffusers does (`plain 8`); `curve` is its; `size` in pixels is the model's own, for
+    which the engine has `slots`; `alone` are figures of what only Safelight was asked for.
     """
 
     settings: dict[str, Any]
@@ -194,17 +195,18 @@ class Results:
         A peer of whose answers more than `SPOILT` are failures is no rival, nor is a saturated one at a load that it
         cannot carry; a failure of Safelight's misses the bar.
         """
-        if OURS in self.not_run:
-            return Bar(name, 0.0, bar, why=f"Safelight: {self.not_run[OURS]}")
-        found, enough, lacking, excluded = [], [], [], []
+        if spoilt := self._spoilt():
+            return Bar(name, None, bar, spoilt=spoilt)
+        found, enough, lacking = [], [], []
+        excluded: dict[str, list[str]] = {"failures": [], "saturated": []}
         for theirs, ours in self.pairs(part):
             if theirs.target not in peers:
                 continue
             if not theirs.is_rival or (part == MIXED and theirs.target in self.saturated):
-                excluded.append(theirs.target + (": failures" if not theirs.is_rival else ": saturated"))
+                excluded["saturated" if theirs.is_rival else "failures"].append(theirs.target)
                 continue
-            if ours.failures:
-                return Bar(name, 0.0, bar, why=f"{ours.failures:.0f} of Safelight's requests failed")
+            if spoilt := self._spoilt(ours):
+                return Bar(name, None, bar, spoilt=spoilt)
             values = ours.figure(figure), theirs.figure(figure)
             if None in values:
                 lacking.append(theirs.throughput / ours.throughput)
@@ -212,14 +214,20 @@ class Results:
             mine, yours = cast(tuple[float, float], values)
             found.append((mine / yours if figure == "throughput" else yours / mine, theirs.target))
             enough.append(theirs.throughput / ours.throughput)
+        without = "; ".join(f"{', '.join(peers)}: {why}" for why, peers in excluded.items() if peers)
         if not found and not lacking:
             failed = [f"{peer}: {why}" for peer, why in self.not_run.items() if peer in {*peers, "locust"}]
-            return Bar(name, None, bar, why="; ".join(excluded or failed))
+            return Bar(name, None, bar, why=f"no rival; {without}" if without else "; ".join(failed))
         if max(lacking, default=0.0) > max(enough, default=0.0):  # the best may be among them
             return Bar(name, None, bar, why=f"fewer than {P99_LEAST} samples")
         least, peer = min(found)
-        without = f"; without {', '.join(excluded)}" if excluded else ""
-        return Bar(f"{name} ({peer}{without})", least, bar)
+        return Bar(f"{name} ({peer}{f'; without {without}' if without else ''})", least, bar)
+
+    def _spoilt(self, *ours: Measured) -> str:
+        """Why Safelight misses a bar in any case: it broke beside somebody, or failed in what it did."""
+        broke = [f"{name}: {why}" for name, why in self.not_run.items() if name.startswith(f"{OURS} ")]
+        failed = sum(each.failures for each in ours)
+        return "; ".join(broke) or (f"{failed:.0f} of Safelight's requests failed" if failed else "")
 
     def _uniform(self) -> Iterator[Bar]:
         yield self._against("1. uniform, 16 clients: throughput over the best peer's", UNIFORM, "throughput", EQUAL)
@@ -227,9 +235,7 @@ class Results:
         for case in (f"plain {self.slots}", f"raw {self.slots}"):
             name = f"1. uniform, 16 clients: throughput over the bare pipeline's around it, {case} (median)"
             shares = [ours[peer].throughput / rates[case] for peer, rates in self.limits.items()]
-            failed = sum(each.failures for each in ours.values())
-            why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
-            yield Bar(name, statistics.median(shares) if shares else None, 0.97, why=why)
+            yield Bar(name, statistics.median(shares) if shares else None, 0.97, spoilt=self._spoilt(*ours.values()))
 
     def _mixed(self) -> Iterator[Bar]:
         for part in (MIXED, OWN_LOAD):
@@ -242,16 +248,15 @@ class Results:
         name = "3. idle: seconds over the bare pipeline's, without encoding (medians)"
         over, gains = [], []
         for theirs, ours in self.pairs(IDLE):
-            bare = self.blocks(IDLE)[theirs.beside, "bare"]
+            bare = self.blocks(IDLE)[theirs.beside, BARE]
             encode = self.encode_seconds[theirs.beside]
             over.append(statistics.median(ours.latencies) - statistics.median(bare.latencies) - encode)
             if theirs.is_rival:
                 gains.append((statistics.median(theirs.latencies) - statistics.median(ours.latencies), theirs.target))
-        failed = sum(ours.failures for _, ours in self.pairs(IDLE))
-        why = f"{failed:.0f} of Safelight's requests failed" if failed else ""
-        yield Bar(name, statistics.median(over) if over else None, 0.005, most=True, why=why)
+        spoilt = self._spoilt(*(ours for _, ours in self.pairs(IDLE)))
+        yield Bar(name, statistics.median(over) if over else None, 0.005, most=True, spoilt=spoilt)
         least, peer = min(gains, default=(None, "no peer"))
-        yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS)
+        yield Bar(f"3. idle: the fastest peer's median less ours, s ({peer})", least, -EQUAL_SECONDS, spoilt=spoilt)
 
     def _published(self) -> Iterator[Bar]:
         figures = (("throughput", "requests a second over"), ("p99", "p99 below"))
@@ -275,5 +280,5 @@ class Results:
         ):
             figures = self.alone.get(part, {})
             wrong = figures.get("wrong", 0.0)
-            why = f"{wrong:.0f} pictures are wrong" if wrong else self.not_run.get(part, "")
-            yield Bar(name, figures.get(figure), bar, most, why=why)
+            spoilt = f"{wrong:.0f} pictures are wrong" if wrong else self.not_run.get(part, "")
+            yield Bar(name, figures.get(figure), bar, most, spoilt=spoilt)

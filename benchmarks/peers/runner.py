@@ -8,7 +8,7 @@
   one user, eight users   the published experiment's scenarios, by Locust, with the servers that it had
 
 A part is done in blocks: peer, Safelight, Safelight, peer; one of the published scenarios once by each, and `idle` five
-requests by each in turns. Who fails ends that turn and not the run.
+requests by each in turns. Who fails while it is at work ends that turn, and not the run.
 """
 
 import argparse
@@ -16,13 +16,13 @@ import statistics
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import psutil
 
 from benchmarks import alone, simulate
-from benchmarks.bare import BareProcess, bare_process
+from benchmarks.bare import BareEnded, BareProcess, bare_process
 from benchmarks.curve import Times
 from benchmarks.harness import service
 from benchmarks.peers import published, report
@@ -30,7 +30,7 @@ from benchmarks.peers.catalogue import BATCH, PEERS, PLAIN, SAFELIGHT, Peer
 from benchmarks.peers.environment import CannotServe, prepare, serving
 from benchmarks.peers.load import Answer, Endpoint, Looks, Work, busy, closed, in_turn, opened
 from benchmarks.peers.pair import Meter, Pair, endpoint
-from benchmarks.peers.results import IDLE, MIXED, OURS, OWN_LOAD, SATURATED, UNIFORM, Measured, Results
+from benchmarks.peers.results import BARE, IDLE, MIXED, OURS, OWN_LOAD, SATURATED, UNIFORM, Measured, Results
 from benchmarks.report import SERVED_ORDER
 from benchmarks.told import Told
 from benchmarks.traffic import MIXES, Mix, Request, all_at_once, block
@@ -39,17 +39,26 @@ from observability.labels import Batching
 CLIENTS = 16
 LOAD = 0.7
 CARRIED = 0.9  # of what a peer makes at most: with more, its queue grows for as long as one measures
-RAW_BATCHES = (1, 2, 4, 8)
+RAW_BATCHES = (1, 2, 4)  # beside those of `BATCH`
+LIMIT_BATCHES = 3  # times as many pictures of those, which are the limit
 CURVE_ROUNDS = 2
 IDLE_BLOCK = 5
 WARM = ((Mix(steps=(4,), guidance=(7.5,)), 160), (MIXES[UNIFORM], 16))  # BentoML learns from its first dozen batches
 PARTS = (IDLE, UNIFORM, SATURATED, MIXED, OWN_LOAD, *published.SCENARIOS)
 FULL = {IDLE: 30, UNIFORM: 192, SATURATED: 192, MIXED: 120, OWN_LOAD: 120}
 QUICK = {IDLE: 10, UNIFORM: 64, SATURATED: 64, MIXED: 60, OWN_LOAD: 60}
-ALL_PARTS_OF = {"plain-async"}  # of the plain endpoints, as fast as any; the others are for the published scenarios
+ALL_PARTS_OF = {"plain-async"}  # of the plain endpoints, as fast as any under load; the others for what is published
 AS_PUBLISHED = {*PLAIN, "window"}
-THEIR_FAILURES = (CannotServe, psutil.Error)
-FAILURES = (subprocess.SubprocessError, OSError, EOFError, RuntimeError, LookupError, SystemExit)  # of all that is ours
+FAILURES = (
+    CannotServe,
+    psutil.Error,
+    subprocess.SubprocessError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    SystemExit,
+)
 REASON_LENGTH = 500
 
 
@@ -62,6 +71,7 @@ class Runner:
         self._counts = QUICK if arguments.quick else FULL
         self._parts: list[str] = list(arguments.parts)
         self._seed: int = arguments.seed
+        self._at_work = ""
 
     def run(self) -> Iterator[str]:
         """Everything; yield what came out as it comes."""
@@ -88,7 +98,7 @@ class Runner:
         self._results.not_run.pop(name, None)
         try:
             figures = self._results.alone[name] = alone.WORKLOADS[name](self._arguments.model)
-        except (*THEIR_FAILURES, *FAILURES) as error:
+        except FAILURES as error:
             return self._failed(name, error)
         return f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
 
@@ -123,25 +133,33 @@ class Runner:
         parts = [part for part in parts_of(peer.name, self._parts) if not is_done(self._results, part, peer.name)]
         if not parts:
             return
-        for name in (peer.name, OURS):
+        names = {peer.name: peer.name} | {each: f"{each} beside {peer.name}" for each in (OURS, BARE)}
+        for name in names.values():
             self._results.not_run.pop(name, None)
         model, device = self._arguments.model, self._arguments.device
         try:
             with ExitStack() as stack:
+                self._at_work = peer.name
                 theirs = stack.enter_context(serving(peer, model, device))
                 bare = stack.enter_context(bare_process(model, device))
+                self._at_work = OURS
                 ours = stack.enter_context(service(model, self._settings()))
                 pair = stack.enter_context(Pair(theirs, ours, bare))
                 for each in pair.endpoints:
-                    with pair.only(each):
+                    with self._only(pair, each):
                         _warm(each)
                 for part in parts:
                     if not is_done(self._results, part, peer.name):  # by the part before it
                         yield from self._part(part, pair)
-        except THEIR_FAILURES as error:
-            yield self._failed(peer.name, error)
         except FAILURES as error:
-            yield self._failed(OURS, error)
+            yield self._failed(names[BARE if isinstance(error, BareEnded) else self._at_work], error)
+
+    @contextmanager
+    def _only(self, pair: Pair, target: Endpoint) -> Iterator[Meter]:
+        """As the pair's; what fails meanwhile is held against it."""
+        self._at_work = target.peer.name
+        with pair.only(target) as meter:
+            yield meter
 
     def _part(self, part: str, pair: Pair) -> Iterator[str]:
         limits: list[dict[str, float]] = []
@@ -188,7 +206,7 @@ class Runner:
         for each, share in ((theirs, first), (ours, first), (ours, second), (theirs, second)):
             if each is ours and share is first:
                 around_ours()
-            with pair.only(each) as meter:
+            with self._only(pair, each) as meter:
                 answers = work(each, share)
             if each is ours and share is second:
                 around_ours()
@@ -233,10 +251,10 @@ class Runner:
         for number, first in enumerate(range(0, len(requests), IDLE_BLOCK)):
             some = requests[first : first + IDLE_BLOCK]
             for each in pair.endpoints if number % 2 else reversed(pair.endpoints):
-                with pair.only(each):
+                with self._only(pair, each):
                     if each.peer is SAFELIGHT:
                         _, *bare = [pair.bare.seconds(1, 1, steps) for _ in (None, *some)]
-                        found.append(Measured(IDLE, "bare", pair.name, sum(bare), bare, {}))
+                        found.append(Measured(IDLE, BARE, pair.name, sum(bare), bare, {}))
                     in_turn(each, some[:1])
                     before = Told(pair.ours) if each.peer is SAFELIGHT else None
                     with Meter(each.pid) as meter:
@@ -250,11 +268,13 @@ class Runner:
 
     def _limit(self, bare: BareProcess) -> dict[str, float]:
         """Pictures a second of the bare pipeline in a loop, at every batch size; half of what is done of it."""
-        steps, slots = MIXES[UNIFORM].steps[0], BATCH
-        count = max(1, self._counts[UNIFORM] // 12 // slots) * slots  # whole batches
-        rates = {f"raw {batch}": count / bare.seconds(batch, count, steps) for batch in sorted({*RAW_BATCHES, slots})}
+        steps = MIXES[UNIFORM].steps[0]
+        count = max(1, self._counts[UNIFORM] // 12 // BATCH) * BATCH  # whole batches
+        many = LIMIT_BATCHES * count
+        rates = {f"raw {batch}": count / bare.seconds(batch, count, steps) for batch in RAW_BATCHES}
+        rates[f"raw {BATCH}"] = many / bare.seconds(BATCH, many, steps)
         bare.use_channels_last(False)
-        rates[f"plain {slots}"] = count / bare.seconds(slots, count, steps)
+        rates[f"plain {BATCH}"] = many / bare.seconds(BATCH, many, steps)
         bare.use_channels_last(True)
         return rates
 
@@ -263,7 +283,7 @@ class Runner:
         carried = self._results.blocks(SATURATED)[pair.name, pair.name].throughput
         rate = LOAD * (self._results.window_rate if part == MIXED else carried)
         if rate > CARRIED * carried:
-            why = f"{rate:.2f} requests/s would come, and it makes {carried:.2f} pictures/s at most"
+            why = f"{rate:.2f} requests/s came, and it makes {carried:.2f} pictures/s at most"
             self._results.saturated[pair.name] = why
         halves = [block(MIXED, LOAD, number, rate, self._counts[part] // 2, self._seed) for number in range(2)]
         samples = pair.bare.curve(CURVE_ROUNDS)
@@ -282,7 +302,7 @@ class Runner:
         scenario = published.SCENARIOS[part].scaled(self._arguments.scale_time)
         found = []
         for each in pair.endpoints:
-            with pair.only(each) as meter:
+            with self._only(pair, each) as meter:
                 answers, looks, seconds = published.run(each, scenario)
             looks = looks if self._arguments.has_colours else Looks(0, ())
             found.append(self._measured(part, pair, each, meter, answers, looks, seconds=seconds))
@@ -304,7 +324,7 @@ def seconds_of(part: str, arguments: argparse.Namespace) -> float:
     """About how long a part takes of a peer and of Safelight, on two cores and with the embedded model."""
     if part in published.SCENARIOS:
         return 2 * published.SCENARIOS[part].scaled(arguments.scale_time).seconds + 10
-    each = {IDLE: 2.5, UNIFORM: 0.75, SATURATED: 0.6, MIXED: 1.0, OWN_LOAD: 1.1}[part]
+    each = {IDLE: 2.5, UNIFORM: 0.9, SATURATED: 0.6, MIXED: 1.0, OWN_LOAD: 1.1}[part]
     return (QUICK if arguments.quick else FULL)[part] * each
 
 
@@ -316,5 +336,9 @@ def is_done(results: Results, part: str, peer: str) -> bool:
 
 def parts_of(peer: str, parts: Sequence[str]) -> list[str]:
     """Those of the parts that the peer does."""
-    is_extra = peer in PLAIN and peer not in ALL_PARTS_OF
-    return [part for part in parts if (peer in AS_PUBLISHED if part in published.SCENARIOS else not is_extra)]
+    does_all = peer not in PLAIN or peer in ALL_PARTS_OF
+
+    def does(part: str) -> bool:
+        return peer in AS_PUBLISHED if part in published.SCENARIOS else does_all or part == IDLE
+
+    return [part for part in parts if does(part)]

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import alone, suite
+from benchmarks.bare import BareEnded
 from benchmarks.peers import report, runner
 from benchmarks.peers.catalogue import PEERS, SAFELIGHT
 from benchmarks.peers.colours import CHECKED, PALETTE
@@ -20,6 +21,9 @@ from benchmarks.peers.load import Answer, Endpoint, Looks, busy, closed
 from benchmarks.peers.results import OURS, Measured, Results
 from benchmarks.traffic import MIXES, Request, all_at_once
 
+IDLE_BAR = "3. idle: seconds over the bare pipeline's, without encoding"
+CROWD = {"requests": 1000.0, "failures": 0.0, "mean": 1.0, "throughput": 500.0, "p50": 1.0, "cores": 2.0}
+CROWD |= {"memory_mib": 700.0, "looked_at": 4.0, "wrong": 0.0, "refused": 500.0}
 SETTINGS = {"model": "tiny", "seed": 0, "quick": False, "scale_time": 0.4}
 
 
@@ -138,14 +142,14 @@ def test_a_saturated_peer_is_held_against_at_a_load_that_it_carries() -> None:
         results.measured += [measured(part, "mosec", "mosec", 100.0, theirs), measured(part, OURS, "mosec", 50.0, 1.0)]
     found = {bar.name: bar.verdict for bar in results.bars() if bar.name.startswith("2. mixed") and "p50" in bar.name}
     assert found == {
-        "2. mixed: best peer's p50 over ours": "not run (mosec: saturated)",
+        "2. mixed: best peer's p50 over ours": "not run (no rival; mosec: saturated)",
         f"2. {own}: best peer's p50 over ours (mosec)": "missed",
     }
 
 
 def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     """Between the marks, over what stood there."""
-    results = Results(SETTINGS, machine="a machine", not_run={"ray": "no reason"}, alone={"crowd": {"failures": 0.0}})
+    results = Results(SETTINGS, machine="a machine", not_run={"ray": "no reason"}, alone={"crowd": CROWD})
     for part in (*runner.PARTS, runner.PARTS[0]):
         results.measured += [measured(part, name, "mosec", 20.0, 1.0) for name in (OURS, "mosec")]
     results.measured.append(measured("idle", "bare", "mosec", 20.0, 1.0))
@@ -164,6 +168,10 @@ def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     assert "| mosec | 100 | 0 | 1.000 | 5.00 | 1.000 |" in text
     assert text.index("| mosec | 200 |") < text.index("| beside it: Safelight | 200 |"), "of the idle part"
     assert "around it, plain 8 (median) | 1.111 |" in text
+    assert "| FastAPI" not in text
+    assert "| mosec | 5.00 | 6.00 | 4.50 | 5.00 | 0.833 | 1.111 |" in text
+    assert f"| {report.ALONE_TITLES['crowd']} | 1000 | 0 | 1.000 | 500.00 |" in text
+    assert "Besides: refused 500." in text
     assert "Ray Serve could not run, or not all of it: no reason." in text
     report.draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size
@@ -183,29 +191,73 @@ def test_whoever_fails_ends_its_own_turn_and_not_the_run(monkeypatch: pytest.Mon
     list(runner.Runner(Namespace(**vars(told), quick=True, seed=0), results).run())
     assert set(results.not_run) == {"ray", "mosec", "repeat"}
     assert verdicts(results)["6. 1,000 clients: failures but 429"] == "met"
-    assert "no wheel for it" in verdicts(results)["5. repeat-heavy: p99 of hits, s"]
+    assert verdicts(results)["5. repeat-heavy: p99 of hits, s"] == "missed (CannotServe: no wheel for it)"
 
 
-def test_a_service_that_breaks_misses_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not held against the peer beside it."""
-
-    def broken(*_: object) -> Any:
-        raise SystemExit("a log\nthe service ended with 1")
+@pytest.mark.parametrize(
+    ("breaks", "blamed"), [("service", "safelight beside mosec"), ("bare_process", "bare beside mosec")]
+)
+def test_what_is_ours_is_not_held_against_the_peer(monkeypatch: pytest.MonkeyPatch, breaks: str, blamed: str) -> None:
+    """Safelight that breaks beside one peer misses the bars, whoever comes next; a bare pipeline does not."""
 
     @contextmanager
     def fine(*_: object) -> Any:
         yield None
 
-    monkeypatch.setattr(runner, "serving", fine)
-    monkeypatch.setattr(runner, "bare_process", fine)
-    monkeypatch.setattr(runner, "service", broken)
+    error: BaseException
+    error = SystemExit("a log\nthe service ended with 1") if breaks == "service" else BareEnded("gone")
+
+    def broken(*_: object) -> Any:
+        raise error
+
+    for each in ("serving", "bare_process", "service"):
+        monkeypatch.setattr(runner, each, broken if each == breaks else fine)
     told = Namespace(peers=["mosec"], parts=["idle"], alone=[], model="", device="cpu", quick=True, seed=0)
     results = Results(SETTINGS, size="256x256")
     list(runner.Runner(told, results).run())
-    assert results.not_run == {OURS: "SystemExit: a log the service ended with 1"}
-    assert verdicts(results)["1. uniform, 16 clients: throughput over the best peer's"].startswith(
-        "missed (Safelight: "
-    )
+    error = CannotServe("no wheel for it")
+    monkeypatch.setattr(runner, "serving", broken)
+    list(runner.Runner(Namespace(**vars(told) | {"peers": ["ray"]}), results).run())
+    assert set(results.not_run) == {blamed, "ray"}
+    found = verdicts(results)
+    bars = [found["1. uniform, 16 clients: throughput over the best peer's"], found[IDLE_BAR]]
+    assert all(each.startswith("missed (safelight beside mosec: ") == (breaks == "service") for each in bars)
+
+
+def test_who_is_at_work_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locust that fails beside Safelight is no failure of the peer's."""
+
+    @contextmanager
+    def fine(*_: object) -> Any:
+        yield None
+
+    class Frozen:
+        name = "mosec"
+        endpoints = (Endpoint(PEERS["mosec"], "", 0, 0), Endpoint(SAFELIGHT, "", 0, 0))
+
+        @contextmanager
+        def only(self, _target: Endpoint) -> Any:
+            yield None
+
+        __enter__, __exit__ = (lambda self: self), (lambda *_: None)
+
+    def scenario(target: Endpoint, _scenario: object) -> Any:
+        if target.peer is SAFELIGHT:
+            raise CannotServe("Locust: gone")
+        return [], Looks(0, ()), 1.0
+
+    for each in ("serving", "bare_process", "service"):
+        monkeypatch.setattr(runner, each, fine)
+    monkeypatch.setattr(runner, "Pair", lambda *_: Frozen())
+    monkeypatch.setattr(runner, "prepare", lambda _: None)
+    monkeypatch.setattr(runner, "_warm", lambda _: None)
+    monkeypatch.setattr(runner.Runner, "_measured", lambda *_, **__: None)
+    monkeypatch.setattr("benchmarks.peers.published.run", scenario)
+    given = {"parts": ["eight users"], "alone": [], "model": "", "device": "cpu", "quick": True, "seed": 0}
+    told = Namespace(peers=["window"], scale_time=1.0, has_colours=True, **given)
+    results = Results(SETTINGS, size="256x256")
+    list(runner.Runner(told, results).run())
+    assert set(results.not_run) == {"safelight beside window"}
 
 
 def test_a_wrong_picture_spoils_what_only_safelight_does() -> None:

@@ -2,7 +2,6 @@
 
 import io
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from benchmarks.curve import MAX_BATCH, Sample
 from benchmarks.traffic import MIXES, Request, all_at_once
 from service.engine.loading import locate
-from service.engine.worker import IMPORT_ENVIRONMENT
+from service.engine.worker import prepare_imports
 from service.settings import EngineSettings
 
 CURVE_STEPS = 5
@@ -30,14 +29,13 @@ class BarePipeline:
     """
 
     def __init__(self, model: str, device: Literal["cpu", "cuda"] = "cpu", pipe: Any = None) -> None:
-        for name, value in IMPORT_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        settings = EngineSettings(device=device)
+        prepare_imports(settings)
         import torch
         from diffusers import AutoPipelineForText2Image
 
         from service.engine import torch_setup
 
-        settings = EngineSettings(device=device)
         self._device = torch.device(device)
         self._torch = torch
         self._setup = torch_setup

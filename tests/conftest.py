@@ -4,8 +4,10 @@ import os
 
 import pytest
 
-# Tests share their machine with others: OpenMP's threads must not spin while they wait (see docs/decisions/001).
+# Tests share their machine with others: OpenMP's threads must not spin while they wait, nor stay on one core each (see
+# docs/decisions/001).
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_PROC_BIND", "false")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

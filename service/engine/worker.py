@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -45,7 +46,6 @@ if TYPE_CHECKING:  # only the process of an engine with a model loads PyTorch
 
 HOLD_SECONDS = 0.2  # five times a second is live for people who watch
 
-# Read by the libraries when they are imported.
 IMPORT_ENVIRONMENT = {
     # OpenMP's threads spin long while they wait by default, which starves them all once anything else wants a core.
     "GOMP_SPINCOUNT": "10000",
@@ -53,6 +53,9 @@ IMPORT_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
+# Each of OpenMP's threads has a core of its own: when the API takes one for a moment, its thread is not put beside
+# another that waits for it.
+ONE_CORE_EACH = {"OMP_PROC_BIND": "spread", "OMP_PLACES": "cores"}
 
 
 class Outgoing:
@@ -129,10 +132,21 @@ def make_loop(
     return serve(load(settings), faults, settings, inbox, outgoing, began)
 
 
+def prepare_imports(settings: EngineSettings) -> None:
+    """Set what PyTorch, diffusers and transformers read when they are imported, and nobody has set.
+
+    An engine that takes all cores binds its threads to them. Of several with some cores each, all would be bound to the
+    same ones; and a thread that feeds a GPU must be free.
+    """
+    is_cpu = settings.device == "cpu" or (settings.device == "auto" and version("torch").endswith("+cpu"))
+    takes_all = settings.torch_threads is None and "OMP_NUM_THREADS" not in os.environ
+    for name, value in {**IMPORT_ENVIRONMENT, **(ONE_CORE_EACH if is_cpu and takes_all else {})}.items():
+        os.environ.setdefault(name, value)
+
+
 def load(settings: EngineSettings) -> "LoadedPipeline":
     """The pipeline that `settings` name, on its device. Raises `StartupError`."""
-    for name, value in IMPORT_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_imports(settings)
     from service.engine.pipeline import LoadedPipeline
     from service.engine.torch_setup import give_way
 

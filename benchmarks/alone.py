@@ -147,10 +147,8 @@ def repeat(model: str) -> Figures:
         if Told(target).total("safelight_steps_total") != before.total("safelight_steps_total"):
             raise RuntimeError("pictures were made anew that the cache should have had")
     saved, predicted = 1 - made / REPEATED, 1 - distinct / REPEATED
-    wrong = sum(picture != pictures[each["prompt"]] for each, picture in hits.seen)
-    figures = {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted}
-    figures["wrong"] = first.wrong(model) + wrong
-    return figures | {f"hit_{name}": value for name, value in hits.figures(meter, wrong).items()}
+    wrong = first.wrong(model) + sum(picture != pictures[each["prompt"]] for each, picture in hits.seen)
+    return hits.figures(meter, wrong) | {"saved": saved, "zipf": predicted, "saved_over_zipf": saved / predicted}
 
 
 def _many(

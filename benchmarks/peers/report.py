@@ -52,7 +52,6 @@ ALONE_TITLES = {
 }
 COMMON = {"requests", "failures", "mean", "throughput", "p50", "p90", "p95", "p99", "cores", "memory_mib"}
 COMMON |= {"looked_at", "wrong"}
-HITS = "hit_"
 
 
 def line(each: Measured) -> str:
@@ -152,20 +151,19 @@ def _alone(alone: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         yield f"**Safelight alone**\n\n{_head()}"
     own: dict[str, float] = {}
     for name, figures in alone.items():
-        found = {"failures": 0.0} | {key.removeprefix(HITS): value for key, value in figures.items()}
-        percentiles = (f"{found[each]:.3f}" if each in found else "" for each in ("p50", "p90", "p95", "p99"))
+        percentiles = (f"{figures[each]:.3f}" if each in figures else "" for each in ("p50", "p90", "p95", "p99"))
         cells = (
-            f"{found['requests']:.0f}",
-            f"{found['failures']:.0f}",
-            f"{found['mean']:.3f}",
-            f"{found['throughput']:,.2f}",
+            f"{figures['requests']:.0f}",
+            f"{figures.get('failures', 0.0):.0f}",
+            f"{figures['mean']:.3f}",
+            f"{figures['throughput']:,.2f}",
             *percentiles,
-            f"{found['cores']:.2f}",
-            f"{found['memory_mib']:,.0f}",
-            f"{found['looked_at'] - found['wrong']:.0f} of {found['looked_at']:.0f}",
+            f"{figures['cores']:.2f}",
+            f"{figures['memory_mib']:,.0f}",
+            f"{figures['looked_at'] - figures['wrong']:.0f} of {figures['looked_at']:.0f}",
         )
         yield f"| {ALONE_TITLES[name]} | {' | '.join(cells)} |"
-        own |= {key: value for key, value in figures.items() if key not in COMMON and not key.startswith(HITS)}
+        own |= {key: value for key, value in figures.items() if key not in COMMON}
     if own:
         yield f"\nBesides: {', '.join(f'{key} {value:.4g}' for key, value in own.items())}.\n"
 

@@ -174,6 +174,7 @@ def test_results_are_kept_and_written_into_the_page(tmp_path: Path) -> None:
     assert "| mosec | 100 | 0 | 1.000 | 5.00 | 1.000 |" in text
     assert text.index("| mosec | 200 |") < text.index("| beside it: Safelight | 200 |"), "of the idle part"
     assert "around it, plain 8 (median) | 1.111 |" in text
+    assert "| FastAPI" not in text, "nothing was measured of it"
     assert "| mosec | 5.00 | 6.00 | 4.50 | 5.00 | 0.833 | 1.111 |" in text
     assert f"| {report.ALONE_TITLES['crowd']} | 1000 | 0 | 1.000 | 500.00 |" in text
     assert "Besides: refused 500." in text
